@@ -1,0 +1,1 @@
+"""The feature store: definitions as data, one specification, and two kernels that agree with it."""

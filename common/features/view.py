@@ -1,0 +1,132 @@
+"""What a feature is: definitions as data, and how their values become one row of numbers for a model."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from common.errors import BadDefinition
+from common.schema import Event, arrow_schema
+
+Array = NDArray[np.float64]
+Times = NDArray[np.int64]  # us since the epoch, UTC
+Kind = Literal["count", "sum", "mean", "min", "max", "std", "last", "distinct", "time_since"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aggregation:
+    """One number about the events of an entity inside a window of time.
+
+    A request made at `as_of` sees the events with as_of - delay - window < event_timestamp <= as_of - delay.
+    `time_since` is in seconds from the newest of them. Empty: count, sum and distinct are 0, all else NaN.
+    """
+
+    name: str
+    kind: Kind
+    window: int  # us
+    delay: int = 0  # us; how late the world is known to tell, as with labels
+    tile: int = 0  # us; an event's expiry is rounded up to its next multiple, so that state is bounded; 0: exact
+    column: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise BadDefinition(f"{self.name}: kind: must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+        if self.window <= 0 or self.delay < 0 or self.tile < 0:
+            raise BadDefinition(
+                f"{self.name}: window must be > 0, delay and tile >= 0 us, got {self.window}, {self.delay}, {self.tile}"
+            )
+        if (self.column is None) != (self.kind in ("count", "time_since")):
+            raise BadDefinition(f"{self.name}: column: {self.kind} takes {'none' if self.column else 'one'}, got {self.column!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureView:
+    """Aggregations over one kind of event, grouped by the same entity."""
+
+    name: str
+    source: type[Event]
+    entity: tuple[str, ...]  # the columns, in events and requests alike, that name it
+    aggregations: tuple[Aggregation, ...]
+
+    def __post_init__(self) -> None:
+        columns = arrow_schema(self.source)
+        for column in self.entity:
+            if column not in columns.names:
+                raise BadDefinition(f"{self.name}: entity: {self.source.__name__} has no column {column!r}")
+        for a in self.aggregations:
+            if a.column is None:
+                continue
+            if a.column not in columns.names:
+                raise BadDefinition(f"{self.name}.{a.name}: column: {self.source.__name__} has no column {a.column!r}")
+            if a.kind != "distinct" and not is_number(columns.field(a.column).type):
+                raise BadDefinition(f"{self.name}.{a.name}: column: {a.kind} needs a number, {a.column!r} is none")
+        if len({a.name for a in self.aggregations}) != len(self.aggregations):
+            raise BadDefinition(f"{self.name}: two aggregations have the same name")
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return tuple(f"{self.name}.{a.name}" for a in self.aggregations)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDemand:
+    """A plain function of columns, the same one everywhere; raise `version` when its meaning changes."""
+
+    name: str
+    inputs: tuple[str, ...]  # columns of the request, features ("view.aggregation"), or on-demand features before it
+    version: int
+    compute: Callable[[Mapping[str, Array]], Array]  # (n,) each -> (n,)
+
+
+def is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def numbers(column: pa.ChunkedArray) -> Array:
+    """A column as float64; a null is NaN."""
+    return np.asarray((column if column.type == pa.float64() else column.cast(pa.float64())).to_numpy(), np.float64)
+
+
+def ints(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    return np.asarray(column.to_numpy(), np.int64)
+
+
+def feature_names(views: Sequence[FeatureView], on_demand: Sequence[OnDemand]) -> tuple[str, ...]:
+    """The columns of x, in order."""
+    return (*(name for view in views for name in view.features), *(f.name for f in on_demand))
+
+
+def assemble(
+    views: Sequence[FeatureView], on_demand: Sequence[OnDemand], rows: pa.Table, values: Sequence[Array]
+) -> Array:
+    """x of shape (n, n_features): the values of each view (n, n_aggregations), then the on-demand features.
+
+    A name that is neither a column of the rows nor a feature raises BadDefinition.
+    """
+    known: dict[str, Array] = {
+        name: block[:, i] for view, block in zip(views, values, strict=True) for i, name in enumerate(view.features)
+    }
+    for f in on_demand:
+        for name in f.inputs:
+            if name not in known:
+                if name not in rows.column_names:
+                    raise BadDefinition(f"{f.name}: inputs: no column or feature {name!r}")
+                known[name] = numbers(rows[name])
+        known[f.name] = np.asarray(f.compute({name: known[name] for name in f.inputs}), np.float64)
+    names = feature_names(views, on_demand)
+    return np.column_stack([known[name] for name in names]) if names else np.empty((rows.num_rows, 0))
+
+
+def definition_digest(views: Sequence[FeatureView], on_demand: Sequence[OnDemand]) -> str:
+    """Changes when the meaning of a feature may have changed: definitions, versions, or the code of a function."""
+    said = [
+        [(v.name, v.source.__name__, v.entity, [asdict(a) for a in v.aggregations]) for v in views],
+        [(f.name, f.inputs, f.version, inspect.getsource(f.compute)) for f in on_demand],
+    ]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

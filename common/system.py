@@ -1,0 +1,198 @@
+"""What a system is: one field per room. The platform reads this record and nothing else of a system."""
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import optuna
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import Field
+
+from common.errors import MissingExtra, NotFound
+from common.features.view import Array, FeatureView, OnDemand, Times
+from common.registry.gates import Gate
+from common.schema import Event, Record
+
+
+class Answer(Record):
+    """What a system says to a request."""
+
+    propensity: float = Field(gt=0, le=1, default=1.0)  # the chance that the policy gave to what it did
+
+
+Q = TypeVar("Q", bound=Event)
+P = TypeVar("P")
+A = TypeVar("A", bound=Answer)
+P_co = TypeVar("P_co", covariant=True)
+Q_contra = TypeVar("Q_contra", bound=Event, contravariant=True)
+A_contra = TypeVar("A_contra", bound=Answer, contravariant=True)
+
+Params: TypeAlias = Mapping[str, float | int | str]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a model scores: request i owns rows offsets[i]:offsets[i+1]: 1 payment, 500 candidates, 28 horizons."""
+
+    columns: pa.Table
+    offsets: NDArray[np.int64]  # (n_requests + 1,)
+
+
+@dataclass(frozen=True)
+class RowError:
+    """This request could not be scored, and why; its neighbours could."""
+
+    reason: str
+
+
+class Model(Protocol[Q_contra, P_co]):
+    def rows(self, requests: Sequence[Q_contra]) -> Rows:
+        """Retrieval happens here."""
+
+    def predict(self, requests: Sequence[Q_contra], rows: Rows, x: Array) -> Sequence[P_co | RowError]:
+        """One prediction per request; x: (n_rows, n_features)."""
+
+    def save(self, folder: Path) -> None:
+        """Write files that run no code when loaded."""
+
+
+class Arrival(NamedTuple):
+    """An event and when the service hears of it; a label says when its payment was made and comes weeks later."""
+
+    at: int  # us
+    event: Event
+
+
+class World(Protocol[Q_contra, A_contra]):
+    """A seeded generator that knows the truth, drifts on command, and reacts to answers."""
+
+    def arrivals(self, until: int) -> Sequence[Arrival]:
+        """What the service hears from where the last call ended up to `until` (us, exclusive), in order of `at`."""
+
+    def react(self, answered: Sequence[tuple[Q_contra, A_contra]]) -> None:
+        """Clicks, chargebacks, inspections: later, partial; they come out of `arrivals`."""
+
+    def ceiling(self, requests: Sequence[Q_contra]) -> Array:
+        """The best possible prediction of each, (n,), from what the service could observe."""
+
+
+@dataclass(frozen=True)
+class Examples(Generic[Q]):
+    """Requests in log order, their features as of each one's time, and what became of them."""
+
+    requests: Sequence[Q]  # n
+    rows: Rows
+    x: Array  # (n_rows, n_features)
+    names: tuple[str, ...]  # of the features
+    as_of: Times  # (n,) us, when each request was logged
+    labels: Array  # (n,), NaN: not known
+    weights: Array  # (n,), 1 / propensity of seeing the outcome; 0: not known
+    ceiling: Array | None = None  # (n,), where a world tells
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def between(self, start: int, end: int) -> "Examples[Q]":
+        """The examples with start <= as_of < end."""
+        a, b = np.searchsorted(self.as_of, [start, end]).tolist()
+        i, j = self.rows.offsets[[a, b]].tolist()
+        return replace(
+            self,
+            requests=self.requests[a:b],
+            rows=Rows(self.rows.columns.slice(i, j - i), self.rows.offsets[a : b + 1] - i),
+            x=self.x[i:j],
+            as_of=self.as_of[a:b],
+            labels=self.labels[a:b],
+            weights=self.weights[a:b],
+            ceiling=None if self.ceiling is None else self.ceiling[a:b],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A model's metrics beside those of what it must beat and of the best possible, by the same names."""
+
+    metrics: Mapping[str, float]
+    baselines: Mapping[str, Mapping[str, float]]
+    ceiling: Mapping[str, float] = field(default_factory=dict)
+    segments: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkResult:
+    """The public data set, by its published protocol, beside the published numbers."""
+
+    dataset: str
+    metrics: Mapping[str, float]  # of the one final system, on the test part
+    published: Mapping[str, Mapping[str, Mapping[str, float]]]  # protocol -> method -> metric -> value
+    rows: int
+    details: Mapping[str, Any]  # components, validation, choices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Where the label of a request comes from, and what can be concluded when none came."""
+
+    source: type[Event]
+    request: str  # its column with the request's event_id
+    value: str  # its column with the label
+    silence: float | None  # the label of a request whose outcome had time to come and did not; None: unknown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """A system's own way in, beside the one that all have."""
+
+    name: str
+    summary: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Monitor:
+    """A number per request that the loop watches, and what to look at first when it alarms."""
+
+    name: str
+    column: str  # of the features, or "score"
+    look_at: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class System(Generic[Q, P, A]):
+    """A vertical, one field per room. Rooms bind their configuration with `partial`."""
+
+    name: str
+    summary: str
+    request: type[Q]
+    answer: type[A]
+    events: tuple[type[Event], ...]  # all that its log may hold; the request is one of them
+    views: tuple[FeatureView, ...]
+    on_demand: tuple[OnDemand, ...]
+    world: Callable[[int, str | None], World[Q, A]]  # seed, drift ("kind@day")
+    history: tuple[int, int]  # us: the log of a new world begins here and ends here
+    outcome: Outcome
+    hides: Callable[[A], bool]  # this action means that its outcome will not be seen
+    label_delay: int  # us; outcomes have had time to come
+    space: Callable[[optuna.Trial], Params]  # what tuning may choose
+    params: Params  # what it starts from
+    objective: str  # the metric that tuning maximises
+    fit: Callable[[Examples[Q], Params], Model[Q, P]]
+    load: Callable[[Path], Model[Q, P]]
+    decide: Callable[[Q, P], A]
+    degraded: tuple[Callable[[Q], A], ...]  # from the best to the one that cannot fail
+    unit: Callable[[Q], str]  # whom a canary is sticky by
+    redact: Callable[[Q], Q]
+    evaluate: Callable[[Model[Q, P], Examples[Q]], Report]
+    gates: tuple[Gate, ...]
+    monitors: tuple[Monitor, ...]
+    routes: tuple[Route, ...]
+    benchmark: Callable[[Path], BenchmarkResult]
+
+
+AnySystem: TypeAlias = System[Any, Any, Any]

@@ -1,0 +1,1 @@
+"""The systems, one package each; `systems.<name>.system.SYSTEM` wires its rooms."""
