@@ -1,7 +1,7 @@
 """Records and events. One declaration gives the request model, the table contract and the column types."""
 
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, Generic, Literal, Self, TypeVar, Union, get_args, get_origin, overload
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from common.errors import BadRecord
 
 R = TypeVar("R", bound="Record")
+CHUNK = 10_000  # records made at a time
 
 
 class Record(BaseModel):
@@ -78,6 +79,13 @@ def _arrow_type(annotation: Any) -> tuple[pa.DataType, bool]:
     return {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string(), bytes: pa.binary()}[annotation], False
 
 
+@cache
+def choices(record: type[Record], column: str) -> tuple[str, ...]:
+    """What a Literal field may be, in the order of its declaration; () for any other field."""
+    field = record.model_fields.get(column)
+    return tuple(get_args(field.annotation)) if field and get_origin(field.annotation) is Literal else ()
+
+
 class Records(Sequence[R], Generic[R]):
     """A table seen as a sequence of records: a record is made only when it is asked for."""
 
@@ -86,6 +94,10 @@ class Records(Sequence[R], Generic[R]):
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
+
+    def __iter__(self) -> Iterator[R]:
+        for start in range(0, len(self), CHUNK):
+            yield from from_table(self.record, self.table.slice(start, CHUNK))
 
     @overload
     def __getitem__(self, index: int) -> R: ...

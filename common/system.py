@@ -1,7 +1,6 @@
 """What a system is: one field per room. The platform reads this record and nothing else of a system."""
 
 import importlib
-import os
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -69,6 +68,17 @@ class Arrival(NamedTuple):
     event: Event
 
 
+class Answered(Event):
+    """What the platform logs beside each request, at the same time."""
+
+    request_id: str
+    version: str  # of the model, or the name of the rule that answered
+    degraded: str | None  # why the answer is less than it could be
+    propensity: float = Field(gt=0, le=1)
+    hidden: bool  # the answer means that no outcome will be seen
+    answer: str  # JSON
+
+
 class World(Protocol[Q_contra, A_contra]):
     """A seeded generator that knows the truth, drifts on command, and reacts to answers."""
 
@@ -80,6 +90,9 @@ class World(Protocol[Q_contra, A_contra]):
 
     def ceiling(self, requests: Sequence[Q_contra]) -> Array:
         """The best possible prediction of each, (n,), from what the service could observe."""
+
+    def segments(self, requests: Sequence[Q_contra]) -> Mapping[str, NDArray[np.bool_]]:
+        """By name, which of them belong to a group that only the world can tell, (n,) each."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,7 @@ class Examples(Generic[Q]):
     labels: Array  # (n,), NaN: not known
     weights: Array  # (n,), 1 / propensity of seeing the outcome; 0: not known
     ceiling: Array | None = None  # (n,), where a world tells
+    segments: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)  # (n,) each, likewise
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -111,6 +125,7 @@ class Examples(Generic[Q]):
             labels=self.labels[a:b],
             weights=self.weights[a:b],
             ceiling=None if self.ceiling is None else self.ceiling[a:b],
+            segments={name: group[a:b] for name, group in self.segments.items()},
         )
 
 
@@ -176,6 +191,8 @@ class System(Generic[Q, P, A]):
     on_demand: tuple[OnDemand, ...]
     world: Callable[[int, str | None], World[Q, A]]  # seed, drift ("kind@day")
     history: tuple[int, int]  # us: the log of a new world begins here and ends here
+    validation_span: int  # us; tuning is judged on so much of the past
+    test_span: int  # us; a candidate is judged on so much of it
     outcome: Outcome
     hides: Callable[[A], bool]  # this action means that its outcome will not be seen
     label_delay: int  # us; outcomes have had time to come
@@ -184,6 +201,7 @@ class System(Generic[Q, P, A]):
     objective: str  # the metric that tuning maximises
     fit: Callable[[Examples[Q], Params], Model[Q, P]]
     load: Callable[[Path], Model[Q, P]]
+    score: Callable[[P], float]  # the number of a prediction that drift is watched on
     decide: Callable[[Q, P], A]
     degraded: tuple[Callable[[Q], A], ...]  # from the best to the one that cannot fail
     unit: Callable[[Q], str]  # whom a canary is sticky by
@@ -196,3 +214,34 @@ class System(Generic[Q, P, A]):
 
 
 AnySystem: TypeAlias = System[Any, Any, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presets:
+    """The same system in two sizes, each built when it is asked for."""
+
+    small: Callable[[], AnySystem]  # trains in seconds
+    full: Callable[[], AnySystem]
+
+
+def names(package: str) -> list[str]:
+    """The systems of a package, none of them imported."""
+    try:
+        found = importlib.import_module(package)
+    except ModuleNotFoundError:
+        raise NotFound(f"MLSYS_SYSTEMS: no package {package!r} can be imported") from None
+    return sorted(m.name for m in pkgutil.iter_modules(found.__path__) if m.ispkg)
+
+
+def find(package: str, name: str, preset: str = "small") -> AnySystem:
+    """A system by its name; raises NotFound, or MissingExtra when its packages are not installed."""
+    if name not in names(package):
+        raise NotFound(f"system: must be one of {', '.join(names(package))}, got {name!r}")
+    try:
+        presets: Presets = importlib.import_module(f"{package}.{name}.system").SYSTEM
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in (package.split(".")[0], "common"):
+            raise
+        raise MissingExtra(f"{name}: needs {error.name}; install it with: pip install -e '.[{name}]'") from None
+    system: AnySystem = getattr(presets, preset)()
+    return system

@@ -9,10 +9,11 @@ from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from common.errors import BadDefinition
-from common.schema import Event, arrow_schema
+from common.schema import Event, Record, arrow_schema, choices
 
 Array = NDArray[np.float64]
 Times = NDArray[np.int64]  # us since the epoch, UTC
@@ -103,11 +104,16 @@ def feature_names(views: Sequence[FeatureView], on_demand: Sequence[OnDemand]) -
 
 
 def assemble(
-    views: Sequence[FeatureView], on_demand: Sequence[OnDemand], rows: pa.Table, values: Sequence[Array]
+    request: type[Record],
+    views: Sequence[FeatureView],
+    on_demand: Sequence[OnDemand],
+    rows: pa.Table,
+    values: Sequence[Array],
 ) -> Array:
     """x of shape (n, n_features): the values of each view (n, n_aggregations), then the on-demand features.
 
-    A name that is neither a column of the rows nor a feature raises BadDefinition.
+    A column of a few declared choices enters a function as their number, 0, 1, ...; an input that is neither
+    a column of the rows nor a feature raises BadDefinition.
     """
     known: dict[str, Array] = {
         name: block[:, i] for view, block in zip(views, values, strict=True) for i, name in enumerate(view.features)
@@ -117,10 +123,14 @@ def assemble(
             if name not in known:
                 if name not in rows.column_names:
                     raise BadDefinition(f"{f.name}: inputs: no column or feature {name!r}")
-                known[name] = numbers(rows[name])
+                known[name] = _codes(rows[name], choices(request, name)) if choices(request, name) else numbers(rows[name])
         known[f.name] = np.asarray(f.compute({name: known[name] for name in f.inputs}), np.float64)
     names = feature_names(views, on_demand)
     return np.column_stack([known[name] for name in names]) if names else np.empty((rows.num_rows, 0))
+
+
+def _codes(column: pa.ChunkedArray, known: tuple[str, ...]) -> Array:
+    return numbers(pc.index_in(column, pa.array(known)))
 
 
 def definition_digest(views: Sequence[FeatureView], on_demand: Sequence[OnDemand]) -> str:

@@ -1,0 +1,1 @@
+"""The log of what happened, tables cut from it, public data sets, and splits by time."""

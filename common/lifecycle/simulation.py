@@ -1,0 +1,116 @@
+"""A world lives, somebody answers, the log remembers."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from common.clock import HOUR
+from common.data.log import EventLog
+from common.features.view import Times
+from common.progress import Progress
+from common.schema import Event
+from common.serving.service import AnyService
+from common.system import AnySystem, Answer, Answered, Arrival, World
+
+
+class Answers(Protocol):
+    """Whoever answers, and is told of what happened."""
+
+    version: str
+
+    def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Answer]: ...
+    def heard(self, log: EventLog, after: int) -> None:
+        """There are events in the log behind this position."""
+
+
+class ByRule:
+    """What answers before there is a model."""
+
+    version = "rule"
+
+    def __init__(self, rule: Callable[[Any], Answer]) -> None:
+        self._rule = rule
+
+    def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Answer]:
+        return [self._rule(request) for request in requests]
+
+    def heard(self, log: EventLog, after: int) -> None:
+        pass
+
+
+class ByService:
+    """A version and its online features."""
+
+    def __init__(self, service: AnyService) -> None:
+        self._service, self.version = service, service.version
+
+    def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Answer]:
+        return self._service.answer(requests, as_of)
+
+    def heard(self, log: EventLog, after: int) -> None:
+        kinds = {view.source for view in self._service.system.views}
+        self._service.push({kind: log.read(kind, after) for kind in kinds})
+
+
+def live(
+    system: AnySystem,
+    world: World[Any, Any],
+    log: EventLog,
+    answers: Answers,
+    span: tuple[int, int],
+    *,
+    batch: int,
+    progress: Progress,
+) -> list[tuple[Any, Answer]]:
+    """Let the world go on over a span of time, us, hour by hour: it asks, somebody answers, outcomes come.
+
+    At most `batch` requests are answered at once. Each is logged as it arrives, and its answer beside it.
+    """
+    said: list[tuple[Any, Answer]] = []
+    for hour in progress.over(range(span[0], span[1], HOUR), "the world lives"):
+        for part in _batches(system, world.arrivals(min(hour + HOUR, span[1])), batch):
+            asked = [(at, event) for at, event in part if isinstance(event, system.request)]
+            as_of = np.array([at for at, _ in asked], np.int64)
+            replies = answers.answer([event for _, event in asked], as_of) if asked else []
+            answered = [(event, reply) for (_, event), reply in zip(asked, replies, strict=True)]
+            reply_to = {event.event_id: reply for event, reply in answered}
+            events: list[tuple[int, Event]] = []
+            for at, event in part:
+                events.append((at, event))
+                if reply := reply_to.get(event.event_id):
+                    events.append((at, remember(system, event, reply, answers.version, at)))
+            after = log.head().position
+            log.append([event for _, event in events], [at for at, _ in events])
+            answers.heard(log, after)
+            world.react(answered)
+            said += answered
+    return said
+
+
+def _batches(system: AnySystem, arrivals: Sequence[Arrival], batch: int) -> Iterator[list[Arrival]]:
+    part: list[Arrival] = []
+    requests = 0
+    for arrival in arrivals:
+        if isinstance(arrival.event, system.request):
+            if requests == batch:
+                yield part
+                part, requests = [], 0
+            requests += 1
+        part.append(arrival)
+    if part:
+        yield part
+
+
+def remember(system: AnySystem, request: Event, answer: Answer, version: str, at: int) -> Answered:
+    """The answer as an event."""
+    return Answered(
+        event_id=f"{request.event_id}.answer",
+        event_timestamp=at,
+        request_id=request.event_id,
+        version=version,
+        degraded=None,
+        propensity=answer.propensity,
+        hidden=system.hides(answer),
+        answer=answer.model_dump_json(),
+    )

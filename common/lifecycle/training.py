@@ -1,0 +1,211 @@
+"""From a log to a version: snapshot, features as of each request's time, tune, fit, judge, publish."""
+
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pyarrow as pa
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from common.data.log import EventLog
+from common.data.snapshots import Snapshots
+from common.data.splits import Split, forward
+from common.errors import BadSetting, NotFound
+from common.features import offline
+from common.features.view import assemble, definition_digest, feature_names, numbers
+from common.monitoring import sketches
+from common.progress import Progress
+from common.registry.gates import CHAMPION
+from common.registry.registry import Registry, Version
+from common.schema import Event, Records
+from common.system import AnySystem, Answered, Examples, Params, Report, RowError, Rows, World
+
+SEED = 0
+SCORED = 2_000  # requests whose scores are the reference
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that the log knew, as immutable tables by kind of event."""
+
+    tables: Mapping[str, pa.Table]
+    digests: Mapping[str, str]
+    head: int  # position of the last event in it
+    at: int  # us, its created_timestamp
+
+    def of(self, kind: type[Event]) -> pa.Table:
+        return self.tables[kind.__name__]
+
+
+def take(system: AnySystem, log: EventLog, snapshots: Snapshots) -> Snapshot:
+    """A snapshot of the log as it is now."""
+    head = log.head()
+    if not head.position:
+        raise NotFound(f"{system.name}: the log is empty; there is nothing to learn from")
+    digests = {kind.__name__: snapshots.publish(log.read(kind, until=head.position)) for kind in (*system.events, Answered)}
+    tables = {name: snapshots.read(digest) for name, digest in digests.items()}
+    return Snapshot(tables, digests, head.position, head.created_timestamp)
+
+
+def examples(system: AnySystem, snapshot: Snapshot, world: World[Any, Any] | None = None) -> Examples[Any]:
+    """Every request of a snapshot: its features as of its own time, and what was known of its outcome at the end.
+
+    An outcome counts as known only when it is mature, also if it came early: those that come early are not like
+    the others. One that our own answer hid has weight 0.
+    """
+    table = snapshot.of(system.request)
+    requests = Records(system.request, table)
+    values = [offline.compute(view, snapshot.of(view.source), table) for view in system.views]
+    as_of = np.asarray(table["created_timestamp"].to_numpy(), np.int64)
+    labels, weights = _labels(system, snapshot)
+    return Examples(
+        requests=requests,
+        rows=Rows(table, np.arange(len(requests) + 1)),
+        x=assemble(system.request, system.views, system.on_demand, table, values),
+        names=feature_names(system.views, system.on_demand),
+        as_of=as_of,
+        labels=labels,
+        weights=weights,
+        ceiling=None if world is None else world.ceiling(requests),
+        segments={} if world is None else world.segments(requests),
+    )
+
+
+def _labels(system: AnySystem, snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, NaN where not known, and 1 / propensity of seeing them; (n_requests,) each."""
+    outcome, table = system.outcome, snapshot.of(system.request)
+    said, told = snapshot.of(Answered), snapshot.of(outcome.source)
+    place = {event_id: i for i, event_id in enumerate(table["event_id"].to_pylist())}
+    created = np.asarray(table["created_timestamp"].to_numpy(), np.int64)
+    labels = np.full(len(place), np.nan if outcome.silence is None else outcome.silence)
+    for request, value in zip(told[outcome.request].to_pylist(), numbers(told[outcome.value]).tolist(), strict=True):
+        if request in place:  # the last word counts
+            labels[place[request]] = value
+    weights = np.ones(len(place))
+    answers = zip(said["request_id"].to_pylist(), said["hidden"].to_pylist(), said["propensity"].to_pylist(), strict=True)
+    for request, hidden, propensity in answers:
+        weights[place[request]] = 0.0 if hidden else 1 / propensity
+    labels[created > snapshot.at - system.label_delay] = np.nan
+    labels[weights == 0] = np.nan
+    return labels, np.where(np.isnan(labels), 0.0, weights)
+
+
+@dataclass(frozen=True)
+class Trained:
+    version: Version
+    report: Report
+    params: Params
+    rows: Mapping[str, int]
+
+
+def train(
+    system: AnySystem,
+    log: EventLog,
+    snapshots: Snapshots,
+    registry: Registry,
+    *,
+    trials: Path,
+    tune: int,
+    world: World[Any, Any] | None,
+    progress: Progress,
+) -> Trained:
+    """Train on a snapshot of the log and publish what came out, whether it clears the gates or not.
+
+    `tune` Optuna trials choose the parameters on a validation span inside the training part; the test span is
+    looked at once. The model that is judged is the model that is published.
+    """
+    with progress.step("snapshot"):
+        snapshot = take(system, log, snapshots)
+    with progress.step("features as of each request"):
+        known = examples(system, snapshot, world)
+    if not len(known):
+        raise NotFound(f"{system.name}: the log holds no {system.request.__name__}")
+    spans = forward(
+        int(known.as_of[0]), snapshot.at - system.label_delay,
+        label_delay=system.label_delay, test_span=system.test_span, validation_span=system.validation_span,
+    )  # fmt: skip
+    params = dict(system.params)
+    study = None
+    if tune:
+        study = _tune(system, known, spans.tuning, trials, tune, progress)
+        params |= study.best_params
+    train, test = _part(system, known, spans.final, 0), _part(system, known, spans.final, 1)
+    with progress.step("fit"):
+        model = system.fit(train, params)
+    with progress.step("judge on the weeks after"):
+        report = system.evaluate(model, test)
+        others = dict(report.baselines)
+        if (champion := registry.alias(system.name, CHAMPION)) is not None:
+            live = system.load(registry.path(registry.get(system.name, champion)))
+            others[CHAMPION] = system.evaluate(live, test).metrics
+    verdicts = [gate.check(report.metrics, others) for gate in system.gates]
+    lineage = {
+        "snapshots": dict(snapshot.digests),
+        "position": snapshot.head,
+        "code": _code_revision(),
+        "features": definition_digest(system.views, system.on_demand),
+        "names": list(known.names),
+        "params": params,
+        "study": study.study_name if study else None,
+        "seed": SEED,
+        "train": list(spans.final.train),
+        "test": list(spans.final.test),
+    }
+    with progress.step("publish"), tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder))
+        sample = test.between(int(test.as_of[0]), int(test.as_of[min(SCORED, len(test)) - 1]))
+        scores = [system.score(p) for p in model.predict(sample.requests, sample.rows, sample.x) if not isinstance(p, RowError)]
+        seen = sketches.build(known.names, train.x) | sketches.build(("score",), np.array(scores)[:, None])
+        sketches.save(seen, Path(folder))
+        version = registry.publish(system.name, Path(folder), asdict(report), lineage, verdicts)
+    return Trained(version, report, params, {"train": len(train), "test": len(test)})
+
+
+def _part(system: AnySystem, known: Examples[Any], split: Split, which: int) -> Examples[Any]:
+    part = known.between(*split[which])
+    if not part.weights.any():
+        raise BadSetting(f"{system.name}: {('train', 'test')[which]}: must have requests with known outcomes, has none")
+    return part
+
+
+def _tune(
+    system: AnySystem, known: Examples[Any], split: Split, trials: Path, n: int, progress: Progress
+) -> optuna.Study:
+    """Every trial is kept: that is the experiment tracking."""
+    train, validation = _part(system, known, split, 0), _part(system, known, split, 1)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    trials.parent.mkdir(parents=True, exist_ok=True)
+    storage = JournalStorage(JournalFileBackend(str(trials)))
+    study = optuna.create_study(
+        study_name=f"{system.name}-{len(optuna.get_all_study_names(storage)) + 1}",
+        storage=storage,
+        sampler=optuna.samplers.TPESampler(seed=SEED),
+        direction="maximize",
+    )
+    study.enqueue_trial(dict(system.params))  # tuning may not end below where it started
+
+    def objective(trial: optuna.Trial) -> float:
+        chosen = {**system.params, **system.space(trial)}
+        return system.evaluate(system.fit(train, chosen), validation).metrics[system.objective]
+
+    for _ in progress.over(range(n), "tune"):
+        study.optimize(objective, n_trials=1)
+    return study
+
+
+def _code_revision() -> str:
+    """The commit that ran, "+" when the tree differs from it."""
+    try:
+        out = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return out.stdout.strip()

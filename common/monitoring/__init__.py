@@ -1,0 +1,1 @@
+"""What a model saw and did, in numbers that can be watched."""

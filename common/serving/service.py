@@ -1,0 +1,41 @@
+"""One micro-batch: features, prediction, decision. No HTTP in it, so a simulation can use it too."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic
+
+import numpy as np
+import pyarrow as pa
+
+from common.features.online import OnlineStore
+from common.features.view import Array, Times, assemble
+from common.schema import Event
+from common.system import A, Model, P, Q, RowError, System
+
+
+class Service(Generic[Q, P, A]):
+    """A version and the features it reads. The caller logs what it answers, then pushes what was logged."""
+
+    def __init__(self, system: System[Q, P, A], model: Model[Q, P], version: str, store: OnlineStore) -> None:
+        self.system, self.model, self.version, self.store = system, model, version, store
+
+    def answer(self, requests: Sequence[Q], as_of: Times) -> list[A]:
+        """An answer for each request; one that cannot be scored gets the first degraded answer."""
+        rows = self.model.rows(requests)
+        predicted = self.model.predict(requests, rows, self.features(rows.columns, np.repeat(as_of, np.diff(rows.offsets))))
+        return [
+            self.system.degraded[0](request) if isinstance(p, RowError) else self.system.decide(request, p)
+            for request, p in zip(requests, predicted, strict=True)
+        ]
+
+    def features(self, rows: pa.Table, as_of: Times) -> Array:
+        """(n_rows, n_features) as the store knows them now."""
+        values = self.store.read(rows, as_of).values
+        return assemble(self.system.request, self.system.views, self.system.on_demand, rows, values)
+
+    def push(self, logged: Mapping[type[Event], pa.Table]) -> None:
+        """Logged events, by kind, become part of the features."""
+        for kind, table in logged.items():
+            self.store.push(kind, table)
+
+
+AnyService = Service[Any, Any, Any]

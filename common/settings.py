@@ -1,0 +1,29 @@
+"""Where state lives and which backends are used: MLSYS_* variables, read when Settings() is called."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from common.errors import BadSetting
+
+
+class Settings(BaseSettings):
+    """Raises BadSetting, naming each bad variable and its rule; never its value, which may hold a password."""
+
+    model_config = SettingsConfigDict(env_prefix="MLSYS_", env_ignore_empty=True, frozen=True)
+
+    home: Path = Path(".mlsys")  # everything this installation writes
+    data_dir: Path | None = None  # the public benchmark sets, one folder each
+    systems: str = Field("systems", pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")  # the package that holds the systems
+    database_url: str | None = Field(None, pattern=r"^postgres(ql)?://", repr=False)  # None: SQLite under home
+    redis_url: str | None = Field(None, pattern=r"^(rediss?|unix)://", repr=False)  # None: SQLite under home
+    ray_address: str | None = None  # None: this machine alone
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            wrong = (f"MLSYS_{'.'.join(map(str, e['loc'])).upper()}: {e['msg'].lower()}" for e in error.errors())
+            raise BadSetting("; ".join(wrong)) from None

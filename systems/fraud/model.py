@@ -1,0 +1,184 @@
+"""P(fraud) by gradient-boosted trees, calibrated on later payments, with exact reasons; beside it a logistic
+regression, which is the baseline to beat and the simpler model to fall back on. Files: LightGBM text, JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import lightgbm as lgb
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
+
+from common.clock import DAY
+from common.schema import to_table
+from common.system import Array, Examples, Params, RowError, Rows
+from systems.fraud.config import Config
+from systems.fraud.data import Payment
+from systems.fraud.features import reason
+
+LATER = 0.2  # share of the training payments, the latest, kept to stop early, to calibrate and to price reviews
+REASONS = 3
+SMALLEST = 1e-6  # a probability of 0 or 1 would be a certainty that no data can give
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the model says of one payment."""
+
+    probability: float  # of fraud
+    review_price: float  # EUR, what a place in the analysts' day is worth
+    reasons: tuple[str, ...]  # codes of what spoke most for fraud, the weightiest first
+
+
+@dataclass(frozen=True)
+class Line:
+    """A logistic regression on standardised features; missing ones are average, long tails are drawn in."""
+
+    mean: list[float]
+    scale: list[float]
+    weights: list[float]
+    intercept: float
+
+    @classmethod
+    def fit(cls, x: Array, y: Array, weights: Array) -> Self:
+        z = np.sign(x) * np.log1p(np.abs(x))
+        mean, scale = np.nanmean(z, 0), np.nanstd(z, 0)
+        scale[~(scale > 0)] = 1.0
+        z = np.nan_to_num((z - mean) / scale)
+        model = LogisticRegression(C=0.1, max_iter=1_000).fit(z, y, sample_weight=weights)
+        return cls(np.nan_to_num(mean).tolist(), scale.tolist(), model.coef_[0].tolist(), float(model.intercept_[0]))
+
+    def probability(self, x: Array) -> Array:
+        """(n, n_features) -> (n,)"""
+        z = np.nan_to_num((np.sign(x) * np.log1p(np.abs(x)) - np.array(self.mean)) / np.array(self.scale))
+        return np.asarray(expit(z @ np.array(self.weights) + self.intercept))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Platt 1999: a line in log odds, never falling."""
+
+    slope: float
+    intercept: float
+
+    @classmethod
+    def fit(cls, margin: Array, y: Array, weights: Array) -> Self:
+        line = LogisticRegression(C=1e6).fit(margin[:, None], y, sample_weight=weights)
+        return cls(max(float(line.coef_[0, 0]), 0.0), float(line.intercept_[0]))
+
+    def probability(self, margin: Array) -> Array:
+        return np.clip(expit(self.slope * margin + self.intercept), SMALLEST, 1 - SMALLEST)
+
+
+def start(config: Config) -> Params:
+    """Where tuning starts, in LightGBM's names."""
+    names = ("learning_rate", "num_leaves", "min_data_in_leaf", "feature_fraction", "lambda_l2")
+    return {name: getattr(config, name) for name in names}
+
+
+def space(trial: optuna.Trial) -> Params:
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 0.02, 0.2, log=True),
+        "num_leaves": trial.suggest_int("num_leaves", 7, 63, log=True),
+        "min_data_in_leaf": trial.suggest_int("min_data_in_leaf", 10, 200, log=True),
+        "feature_fraction": trial.suggest_float("feature_fraction", 0.3, 1.0),
+        "lambda_l2": trial.suggest_float("lambda_l2", 0.1, 50.0, log=True),
+    }
+
+
+@dataclass(frozen=True)
+class Scorer:
+    booster: lgb.Booster
+    names: tuple[str, ...]
+    calibration: Calibration
+    line: Line
+    review_price: float  # EUR
+
+    def rows(self, requests: Sequence[Payment]) -> Rows:
+        return Rows(to_table(Payment, requests), np.arange(len(requests) + 1))
+
+    def probability(self, x: Array) -> Array:
+        """(n, n_features) -> (n,)"""
+        return self.calibration.probability(np.asarray(self.booster.predict(x, raw_score=True)))
+
+    def predict(self, requests: Sequence[Payment], rows: Rows, x: Array) -> Sequence[Scored | RowError]:
+        """Margin and reasons come from the same Shapley values (Lundberg et al. 2020), which add up to the margin."""
+        shares = np.asarray(self.booster.predict(x, pred_contrib=True))  # (n, n_features + 1), the last one is the base
+        probability = self.calibration.probability(shares.sum(1)).tolist()
+        return [
+            Scored(p, self.review_price, self._reasons(share)) for p, share in zip(probability, shares[:, :-1], strict=True)
+        ]
+
+    def _reasons(self, share: Array) -> tuple[str, ...]:
+        weight: dict[str, float] = {}
+        for i in np.flatnonzero(share > 0):
+            code = reason(self.names[i])
+            weight[code] = weight.get(code, 0.0) + float(share[i])
+        return tuple(sorted(weight, key=lambda code: (-weight[code], code))[:REASONS])
+
+    def save(self, folder: Path) -> None:
+        self.booster.save_model(folder / "trees.txt")
+        rest = {"names": self.names, "review_price": self.review_price}
+        rest |= {"calibration": asdict(self.calibration), "line": asdict(self.line)}
+        (folder / "model.json").write_text(json.dumps(rest, allow_nan=False))
+
+
+def load(folder: Path) -> Scorer:
+    rest = json.loads((folder / "model.json").read_text())
+    return Scorer(
+        lgb.Booster(model_file=folder / "trees.txt"),
+        tuple(rest["names"]),
+        Calibration(**rest["calibration"]),
+        Line(**rest["line"]),
+        rest["review_price"],
+    )
+
+
+def fit(config: Config, examples: Examples[Payment], params: Params) -> Scorer:
+    """Trees on the earlier payments; the later ones stop them, calibrate them, and price the analysts' time."""
+    known = examples.weights > 0
+    x, y, weights, as_of = examples.x[known], examples.labels[known], examples.weights[known], examples.as_of[known]
+    cut = int(len(x) * (1 - LATER))
+    early, late = slice(0, cut), slice(cut, None)
+    options = {
+        **params, "objective": "binary", "verbosity": -1, "seed": config.seed,
+        "deterministic": True, "force_row_wise": True, "num_threads": config.threads,
+    }  # fmt: skip
+    names = list(examples.names)
+    data = lgb.Dataset(x[early], y[early], weight=weights[early], feature_name=[n.replace(".", "__") for n in names])
+    booster = lgb.train(
+        options, data, num_boost_round=config.trees,
+        valid_sets=[data.create_valid(x[late], y[late], weight=weights[late])],
+        callbacks=[lgb.early_stopping(config.patience, verbose=False)],
+    )  # fmt: skip
+    booster = lgb.Booster(model_str=booster.model_to_string())  # what is judged is what will be loaded: the best trees only
+    calibration = Calibration.fit(np.asarray(booster.predict(x[late], raw_score=True)), y[late], weights[late])
+    line = Line.fit(x[early], y[early], weights[early])
+    p = calibration.probability(np.asarray(booster.predict(x[late], raw_score=True)))
+    amount = examples.rows.columns["amount"].to_numpy()[known][late]
+    days = max(1.0, (as_of[-1] - as_of[cut]) / DAY)
+    return Scorer(booster, tuple(names), calibration, line, review_price(config, p, amount, days))
+
+
+def costs(config: Config, p: Array, amount: Array) -> tuple[Array, Array, Array]:
+    """Expected EUR of approving, reviewing, blocking, (n,) each. An analyst finds the truth and stops a fraud."""
+    return p * (amount + config.chargeback_fee), np.full(len(p), config.review_cost), (1 - p) * config.friction_cost
+
+
+def review_price(config: Config, p: Array, amount: Array, days: float) -> float:
+    """The least price of a review at which the analysts' daily budget is enough: its shadow price, in EUR."""
+    approve, review, block = costs(config, p, amount)
+    gain = np.sort(np.minimum(approve, block) - review)[::-1]
+    places = int(config.reviews_per_day * days)
+    return float(max(0.0, gain[places])) if places < len(gain) else 0.0
+
+
+def best_action(config: Config, p: Array, amount: Array, price: float) -> NDArray[np.int64]:
+    """0 approve, 1 review, 2 block: the least expected cost, (n,)."""
+    approve, review, block = costs(config, p, amount)
+    return np.argmin(np.stack([approve, review + price, block]), 0)

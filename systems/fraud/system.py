@@ -1,0 +1,51 @@
+"""The wiring of the rooms, and nothing else."""
+
+from functools import partial
+
+from common.clock import DAY
+from common.system import Outcome as Label
+from common.system import Presets, System
+from systems.fraud import evaluation, model, serving
+from systems.fraud.benchmark import benchmark
+from systems.fraud.config import FULL, SMALL, Config
+from systems.fraud.data import Decision, Outcome, Payment, world
+from systems.fraud.features import ON_DEMAND, VIEWS
+from systems.fraud.model import Scored
+from systems.fraud.monitoring import MONITORS
+
+
+def build(config: Config) -> System[Payment, Scored, Decision]:
+    return System(
+        name="fraud",
+        summary="stop card payments that would be charged back",
+        request=Payment,
+        answer=Decision,
+        events=(Payment, Outcome),
+        views=VIEWS,
+        on_demand=ON_DEMAND,
+        world=partial(world, config),
+        history=(config.start, config.start + config.history_days * DAY),
+        validation_span=config.validation_days * DAY,
+        test_span=config.test_days * DAY,
+        outcome=Label(source=Outcome, request="payment_id", value="fraud", silence=0.0),
+        hides=serving.hides,
+        label_delay=config.label_delay,
+        space=model.space,
+        params=model.start(config),
+        objective="average_precision",
+        fit=partial(model.fit, config),
+        load=model.load,
+        score=lambda scored: scored.probability,
+        decide=partial(serving.decide, config),
+        degraded=(partial(serving.rule, config),),
+        unit=lambda payment: payment.card_id,
+        redact=serving.redact,
+        evaluate=partial(evaluation.evaluate, config),
+        gates=evaluation.gates(config),
+        monitors=MONITORS,
+        routes=(),
+        benchmark=benchmark,
+    )
+
+
+SYSTEM = Presets(small=lambda: build(SMALL), full=lambda: build(FULL))
