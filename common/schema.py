@@ -12,6 +12,7 @@ from common.errors import BadRecord
 
 R = TypeVar("R", bound="Record")
 CHUNK = 10_000  # records made at a time
+EXPLAINED = 5  # mistakes named in one message
 
 
 class Record(BaseModel):
@@ -43,11 +44,13 @@ class Logged(Record):
 
 
 def explain(record: type[Record], error: ValidationError) -> str:
-    """All that is wrong with a record in one line: field, rule, value."""
-    return "; ".join(
+    """What is wrong with a record, or with rows of them, in one line: field, rule, value."""
+    found = [
         f"{'.'.join(map(str, e['loc'])) or record.__name__}: {e['msg'].lower()}, got {str(e.get('input'))[:80]!r}"
-        for e in error.errors()
-    )
+        for e in error.errors(include_url=False, include_context=False)
+    ]
+    more = [f"and {len(found) - EXPLAINED} more"] if len(found) > EXPLAINED else []
+    return "; ".join((*found[:EXPLAINED], *more))
 
 
 @cache
@@ -76,7 +79,9 @@ def _arrow_type(annotation: Any) -> tuple[pa.DataType, bool]:
         return pa.string(), False
     if origin is tuple:
         return pa.list_(_arrow_type(get_args(annotation)[0])[0]), False
-    return {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string(), bytes: pa.binary()}[annotation], False
+    return {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string(), bytes: pa.binary()}[
+        annotation
+    ], False
 
 
 @cache

@@ -77,6 +77,7 @@ class Answered(Event):
     propensity: float = Field(gt=0, le=1)
     hidden: bool  # the answer means that no outcome will be seen
     answer: str  # JSON
+    features: tuple[float | None, ...]  # what the model saw, row by row; None: not known
 
 
 class World(Protocol[Q_contra, A_contra]):
@@ -210,7 +211,7 @@ class System(Generic[Q, P, A]):
     gates: tuple[Gate, ...]
     monitors: tuple[Monitor, ...]
     routes: tuple[Route, ...]
-    benchmark: Callable[[Path], BenchmarkResult]
+    benchmark: Callable[[Path | None], BenchmarkResult]  # MLSYS_DATA_DIR
 
 
 AnySystem: TypeAlias = System[Any, Any, Any]

@@ -103,12 +103,11 @@ class EventLog:
     def read(self, kind: type[Event], after: int = 0, until: int | None = None) -> pa.Table:
         """Events of a kind with after < position <= until, in order: its columns, `position`, `created_timestamp`.
 
-        Raises BadRecord where an event stored earlier lacks a column that the kind now needs.
+        Raises BadRecord where an event stored by an earlier definition of the kind does not fit this one.
         """
         if self._kinds.get(kind.__name__) is not kind:
             raise BadRecord(f"kind: must be one of {', '.join(self._kinds)}, got {kind.__name__}")
-        columns = arrow_schema(kind)
-        schema = pa.schema([*columns, *PLACE])
+        schema = pa.schema([*arrow_schema(kind), *PLACE])
         batches = [schema.empty_table()]
         with closing(connect(self._path)) as db:  # a connection of its own: a long read holds up no append
             rows = db.execute(
@@ -118,10 +117,7 @@ class EventLog:
             )
             while batch := rows.fetchmany(BATCH):
                 position, created, bodies = zip(*batch, strict=True)
-                table = _decode(bodies, columns)
-                for field in columns:
-                    if not field.nullable and table[field.name].null_count:
-                        raise BadRecord(f"{kind.__name__}.{field.name}: required, but missing in events of this log")
+                table = _decode(kind, bodies)
                 batches.append(pa.table([*table.columns, pa.array(position), pa.array(created)], schema))
         return pa.concat_tables(batches)
 
@@ -156,13 +152,22 @@ def _body(event: Event) -> str:
     return body
 
 
-def _decode(bodies: Sequence[str], columns: pa.Schema) -> pa.Table:
+def _decode(kind: type[Event], bodies: Sequence[str]) -> pa.Table:
+    columns = arrow_schema(kind)
     block = max(BLOCK, 4 * max(map(len, bodies)) + 1)  # bytes; UTF-8 needs at most 4 per character
-    return arrow_json.read_json(
-        pa.BufferReader("\n".join(bodies).encode()),
-        arrow_json.ReadOptions(block_size=block),
-        arrow_json.ParseOptions(explicit_schema=columns, unexpected_field_behavior="ignore"),
-    ).select(columns.names)
+    lenient = pa.schema([field.with_nullable(True) for field in columns])  # so that what is absent can be named
+    try:
+        table = arrow_json.read_json(
+            pa.BufferReader("\n".join(bodies).encode()),
+            arrow_json.ReadOptions(block_size=block),
+            arrow_json.ParseOptions(explicit_schema=lenient, unexpected_field_behavior="ignore"),
+        ).select(columns.names)
+    except pa.ArrowInvalid as error:
+        raise BadRecord(f"{kind.__name__}: an event of this log does not fit: {error}") from None
+    for field in columns:
+        if not field.nullable and table[field.name].null_count:
+            raise BadRecord(f"{kind.__name__}.{field.name}: required, but absent in an event of this log")
+    return table
 
 
 def connect(path: Path, tables: str = "") -> sqlite3.Connection:
@@ -182,7 +187,8 @@ def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     db.execute("BEGIN IMMEDIATE")
     try:
         yield db
+        db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:  # SQLite has already taken back one that found the disk full
+            db.execute("ROLLBACK")
         raise
-    db.execute("COMMIT")

@@ -38,13 +38,13 @@ def compute(view: FeatureView, events: pa.Table, requests: pa.Table) -> Array:
     entity columns, `position` and `created_timestamp`, which is their as_of.
     """
     timeline = _Timeline(view, events, requests)
-    out = np.empty((requests.num_rows, len(view.aggregations)))
+    out = np.empty((requests.num_rows, len(view.aggregations)), order="F")
     for i, a in enumerate(view.aggregations):
         out[timeline.requests, i] = timeline.value(a)
     return out
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Intervals:
     """Event `event[k]` is live for the requests first[k] <= q < last[k]; in order of entity, then log."""
 
@@ -97,6 +97,7 @@ class _Timeline:
         self.order: Index = in_log[_order(entity[in_log])]  # events: entity by entity, in log order
         self.base = entity * (self.n + 1)
         self.after = np.searchsorted(self.log_position, self.event_position, side="right")  # requests logged later
+        self._newest: dict[_Intervals, Index] = {}
         self._first: dict[int, Index] = {}
         self._intervals: dict[tuple[str | None, int, int, int], _Intervals] = {}
 
@@ -108,10 +109,10 @@ class _Timeline:
         if a.kind == "distinct":
             return self.distinct(a, live)
         if a.kind == "time_since":
-            return (self.as_of - self.newest(live, self.event_timestamp.astype(np.float64))) / SECOND
+            return (self.as_of - _pick(self.event_timestamp.astype(np.float64), self.newest(live))) / SECOND
         x = self.column(a)
         if a.kind == "last":
-            return self.newest(live, x)
+            return _pick(x, self.newest(live))
         if a.kind in ("sum", "mean"):
             total = _running_difference(x[live.event], live)
             with np.errstate(invalid="ignore"):
@@ -165,19 +166,28 @@ class _Timeline:
             return None
         return None if there.all() else there
 
-    def newest(self, live: _Intervals, x: Array) -> Array:
-        """x of the newest live event, NaN where there is none."""
+    def newest(self, live: _Intervals) -> Index:
+        """The event that is the newest live one at each request, (n,); -1 where there is none."""
+        if live not in self._newest:
+            self._newest[live] = self._find_newest(live)
+        return self._newest[live]
+
+    def _find_newest(self, live: _Intervals) -> Index:
         if not len(live.event):
-            return np.full(self.n, np.nan)
+            return np.full(self.n, -1)
         event = live.event[live.by_first]
-        age = np.lexsort((self.event_position[event], self.event_timestamp[event], self.base[event]))
-        rank = np.empty_like(age)
-        rank[age] = np.arange(len(age))  # by entity, then time: a later entity outranks all earlier ones
-        newest = age[np.maximum.accumulate(rank)]  # (k,) the newest of the first k + 1 that started
-        at = newest[np.maximum(live.started - 1, 0)]  # (n,)
-        is_live = (live.started > 0) & (live.last[live.by_first][at] > np.arange(self.n))
-        is_live &= self.base[event[at]] == self.asked * (self.n + 1)
-        return np.where(is_live, x[event[at]], np.nan)
+        entity, at = self.base[event], self.event_timestamp[event]
+        if np.all((entity[1:] > entity[:-1]) | (at[1:] >= at[:-1])):  # nobody was late
+            newest = np.arange(len(event))
+        else:
+            age = np.lexsort((self.event_position[event], at, entity))
+            rank = np.empty_like(age)
+            rank[age] = np.arange(len(age))  # by entity, then time: a later entity outranks all earlier ones
+            newest = age[np.maximum.accumulate(rank)]  # of the first k + 1 that started
+        place = newest[np.maximum(live.started - 1, 0)]  # (n,)
+        is_live = live.last[live.by_first][place] > np.arange(self.n)  # when it has expired, all older ones have too
+        is_live &= (entity[place] == self.asked * (self.n + 1)) & (live.started > 0)
+        return np.where(is_live, event[place], -1)
 
     def distinct(self, a: Aggregation, live: _Intervals) -> Array:
         """A value is live as long as one of its events is: join overlapping intervals, then count them."""
@@ -193,6 +203,11 @@ class _Timeline:
         ends = np.append(new[1:], True)[: len(order)]
         change = np.bincount(first[new], minlength=self.n + 1) - np.bincount(reach[ends], minlength=self.n + 1)
         return np.cumsum(change)[: self.n].astype(np.float64)
+
+
+def _pick(x: Array, event: Index) -> Array:
+    """x of each event; NaN for -1."""
+    return np.append(x, np.nan)[event]
 
 
 def _order(key: Index) -> Index:
@@ -244,7 +259,11 @@ def _cover(live: _Intervals) -> Iterator[tuple[slice, Index, Index]]:
     size = _tree_size(live)
     while size:
         left, right = (first & 1).astype(bool), (last & 1).astype(bool)
-        yield slice(size, 2 * size), np.concatenate([first[left], last[right] - 1]), np.concatenate([index[left], index[right]])
+        yield (
+            slice(size, 2 * size),
+            np.concatenate([first[left], last[right] - 1]),
+            np.concatenate([index[left], index[right]]),
+        )
         first, last = (first + 1) >> 1, last >> 1
         going = first < last
         first, last, index = first[going], last[going], index[going]
@@ -261,7 +280,7 @@ def _extreme(x: Array, live: _Intervals, pick: np.ufunc) -> Array:
     tree = np.full((2 * size, 1), np.nan)
     for level, node, interval in _cover(live):
         pick.at(tree[level, 0], node, x[interval])
-    return _gather(size, tree, pick)[: live.n_requests, 0]
+    return np.asarray(_gather(size, tree, pick)[: live.n_requests, 0])
 
 
 def _std(x: Array, live: _Intervals) -> Array:
@@ -275,7 +294,7 @@ def _std(x: Array, live: _Intervals) -> Array:
         tree[level] = np.column_stack([n, mean, m2])
     n, _, m2 = _gather(size, tree, _merge_moments)[: live.n_requests].T
     with np.errstate(invalid="ignore"):
-        return np.sqrt(m2 / n)
+        return np.asarray(np.sqrt(m2 / n))
 
 
 def _merge_moments(a: Array, b: Array) -> Array:

@@ -45,7 +45,9 @@ class OnlineStore:
             "CREATE TABLE IF NOT EXISTS state"
             " (id INTEGER PRIMARY KEY, key TEXT UNIQUE, position INTEGER, applied INTEGER, rows BLOB, cells BLOB)"
         )
-        self._known: dict[str, tuple[int, State]] = {}  # what was read or written last: true until another process writes
+        self._known: dict[
+            str, tuple[int, State]
+        ] = {}  # what was read or written last: true until another process writes
         self._version = -1
 
     def read(self, rows: pa.Table, as_of: Times) -> Reading:

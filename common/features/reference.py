@@ -21,7 +21,10 @@ def compute(view: FeatureView, events: pa.Table, requests: pa.Table) -> Array:
     """
     log = sorted(events.to_pylist(), key=lambda e: int(e["position"]))
     return np.array(
-        [[_value(a, _seen(view, a, log, request), request) for a in view.aggregations] for request in requests.to_pylist()]
+        [
+            [_value(a, _seen(view, a, log, request), request) for a in view.aggregations]
+            for request in requests.to_pylist()
+        ]
     ).reshape(requests.num_rows, len(view.aggregations))
 
 
@@ -53,7 +56,7 @@ def _value(a: Aggregation, seen: Sequence[Row], request: Row) -> float:
         return len(seen)
     if a.kind == "time_since":
         return (request["created_timestamp"] - seen[-1]["event_timestamp"]) / SECOND if seen else math.nan
-    values = [e[a.column] for e in seen]
+    values = [e[str(a.column)] for e in seen]
     if a.kind == "distinct":
         return len(set(values))
     if a.kind == "sum":

@@ -43,6 +43,7 @@ class State(NamedTuple):
 
 
 EMPTY = State()
+NO_CELLS, NO_OWNER = np.empty(0, CELL), np.empty(0, np.int64)
 TIMESTAMP = struct.Struct("=q")  # the head of a row
 
 
@@ -75,12 +76,13 @@ class Plan:
             span_of[a.name] = spans.setdefault(same[0] if same else span, len(spans))
         self.spans, self.span_of = list(spans), [span_of[a.name] for a in view.aggregations]
         self.may_miss = any(s.column and not is_required(view.source, s.column) for s in self.spans)
-        self.kinds = {a.kind for a in view.aggregations} - {"distinct"}
+        self.kinds: set[str] = {a.kind for a in view.aggregations if a.kind != "distinct"}
         self.delay = np.array([s.delay for s in self.spans], np.int64)[:, None]  # (spans, 1)
         self.length = np.array([s.delay + s.window for s in self.spans], np.int64)[:, None]
         self.tile = np.array([s.tile for s in self.spans], np.int64)[:, None]
         self.has_cells = bool(self.tile.any())
         self.keep = max(s.delay if s.tile else s.delay + s.window for s in self.spans)  # us that a row may matter
+        self.columns = [None if s.is_distinct else s.column for s in self.spans]
         names = dict.fromkeys(("#" if s.is_distinct else "") + s.column for s in self.spans if s.column)
         self.row = np.dtype([("event_timestamp", "i8"), *((name, "u8" if name[0] == "#" else "f8") for name in names)])
         blank = np.zeros(1, self.row)
@@ -115,20 +117,22 @@ class Plan:
         """The aggregations of each state at its as_of, (n, n_aggregations)."""
         n = len(states)
         rows = np.frombuffer(b"".join([part for s in states for part in (self.blank, s.rows)]), self.row)
-        lengths = np.array([1 + len(s.rows) // self.row.itemsize for s in states])
-        owner = np.repeat(np.arange(n), lengths)
-        at, now = rows["event_timestamp"], as_of[owner]
-        live = (at <= now - self.delay) & (now < self.expiry(at))  # (spans, rows)
-        cells, cell_owner = np.empty(0, CELL), np.empty(0, np.int64)
+        counts = [1 + len(s.rows) // self.row.itemsize for s in states]
+        owner = np.repeat(np.arange(n), counts)
+        at = np.ascontiguousarray(rows["event_timestamp"])
+        age = as_of[owner] - at
+        live = (age >= self.delay) & (age < self.length)  # (spans, rows)
+        cells, cell_owner = NO_CELLS, NO_OWNER
         if self.has_cells:
             applied = np.array([s.applied for s in states])[owner]
-            live &= (self.tile == 0) | (at > applied - self.delay)  # else it is in a cell
+            in_time = (at > applied - self.delay) & (as_of[owner] < self.expiry(at))  # else it is in a cell, or over
+            live = np.where(self.tile > 0, (age >= self.delay) & in_time, live)
             cells = np.frombuffer(b"".join([s.cells for s in states]), CELL)
             cell_owner = np.repeat(np.arange(n), [len(s.cells) // CELL.itemsize for s in states])
             fresh = cells["expiry"] > as_of[cell_owner]
             cells, cell_owner = cells[fresh], cell_owner[fresh]
 
-        reduced = self._items(rows, owner, live, cells, cell_owner).reduce(self.kinds, as_of) if self.kinds else {}
+        reduced = self._items(rows, at, owner, live, cells, cell_owner).reduce(self.kinds, as_of) if self.kinds else {}
         out = np.empty((n, len(self.span_of)))
         for i, (a, span) in enumerate(zip(self.view.aggregations, self.span_of, strict=True)):
             if a.kind == "distinct":
@@ -139,10 +143,11 @@ class Plan:
                 out[:, i] = reduced[a.kind][span]
         return out
 
-    def _items(self, rows: Table, owner: Index, live: Mask, cells: Table, cell_owner: Index) -> "_Items":
-        at = rows["event_timestamp"]
-        columns = [None if s.is_distinct else s.column for s in self.spans]
-        x = np.array([rows[c] if c else np.zeros(len(rows)) for c in columns])  # (spans, rows)
+    def _items(self, rows: Table, at: Times, owner: Index, live: Mask, cells: Table, cell_owner: Index) -> "_Items":
+        if len(set(self.columns)) == 1 and self.columns[0]:
+            x = np.ascontiguousarray(rows[self.columns[0]])[None, :]  # (1, rows), the same for all spans
+        else:
+            x = np.array([rows[c] if c else np.zeros(len(rows)) for c in self.columns])  # (spans, rows)
         if self.may_miss:
             live = live & (x == x)  # NaN: this event has no value in this column
         if not len(cells):
@@ -156,7 +161,9 @@ class Plan:
             return np.concatenate(both, axis=1)[:, order]
 
         mine = cells["span"] == np.arange(len(self.spans))[:, None]
-        moments = [joined(a, cells[b]) for a, b in ((1.0, "n"), (x, "mean"), (0.0, "m2"), (x, "min"), (x, "max"), (x, "last"))]
+        moments = [
+            joined(a, cells[b]) for a, b in ((1.0, "n"), (x, "mean"), (0.0, "m2"), (x, "min"), (x, "max"), (x, "last"))
+        ]
         return _Items(owner[order], at[order], joined(live, mine), *moments)
 
     def push(self, keys: Sequence[str], events: pa.Table, states: Mapping[str, State]) -> dict[str, State]:
@@ -203,9 +210,8 @@ class Plan:
         new = [i for some in events_of.values() for i in some]
         old_rows = np.frombuffer(b"".join([s.rows for s in old]), self.row)
         n = np.arange(len(old))
-        owner = np.concatenate([
-            np.repeat(n, [len(s.rows) // self.row.itemsize for s in old]), np.repeat(n, [len(s) for s in events_of.values()])
-        ])  # fmt: skip
+        counts = [len(s.rows) // self.row.itemsize for s in old], [len(some) for some in events_of.values()]
+        owner = np.concatenate([np.repeat(n, count) for count in counts])
         folded_until = np.array([s.applied for s in old], np.int64)[owner]
         folded_until[len(old_rows) :] = LONG_AGO
         rows, now = np.concatenate([old_rows, rows[new]]), np.array(applied, np.int64)
@@ -237,9 +243,8 @@ class Plan:
         return cells[there], owner[row[there]]
 
 
-@dataclass(frozen=True)
-class _Items:
-    """Rows and cells as one table, by owner, then time; each owner has at least one item. (spans, items) but the first two."""
+class _Items(NamedTuple):
+    """Rows and cells as one table, by owner, then time; each owner has at least one. (spans, items) but the first two."""
 
     owner: Index  # (items,)
     event_timestamp: Times  # (items,)
@@ -253,24 +258,25 @@ class _Items:
 
     def reduce(self, kinds: set[str], as_of: Times) -> dict[str, Array]:
         """By kind: (spans, n)."""
-        starts = np.flatnonzero(np.diff(self.owner, prepend=-1))
-        n = np.add.reduceat(np.where(self.live, self.n, 0.0), starts, axis=1)
+        live, starts = self.live, np.searchsorted(self.owner, np.arange(len(as_of)))
+        n = np.add.reduceat(np.where(live, self.n, 0.0), starts, axis=1)
         out = {"count": n}
         with np.errstate(invalid="ignore", divide="ignore"):
             if kinds & {"sum", "mean", "std"}:
-                out["sum"] = np.add.reduceat(np.where(self.live, self.n * self.mean, 0.0), starts, axis=1)
+                out["sum"] = np.add.reduceat(np.where(live, self.n * self.mean, 0.0), starts, axis=1)
                 out["mean"] = out["sum"] / n
             if "std" in kinds:
                 m2 = self.m2 + self.n * (self.mean - out["mean"][:, self.owner]) ** 2
-                out["std"] = np.sqrt(np.add.reduceat(np.where(self.live, m2, 0.0), starts, axis=1) / n)
+                out["std"] = np.sqrt(np.add.reduceat(np.where(live, m2, 0.0), starts, axis=1) / n)
         if "min" in kinds:
-            out["min"] = np.fmin.reduceat(np.where(self.live, self.least, np.nan), starts, axis=1)
+            out["min"] = np.fmin.reduceat(np.where(live, self.least, np.nan), starts, axis=1)
         if "max" in kinds:
-            out["max"] = np.fmax.reduceat(np.where(self.live, self.greatest, np.nan), starts, axis=1)
+            out["max"] = np.fmax.reduceat(np.where(live, self.greatest, np.nan), starts, axis=1)
         if kinds & {"last", "time_since"}:
-            newest = np.maximum.reduceat(np.where(self.live, np.arange(len(self.owner)), -1), starts, axis=1)
-            out["last"] = np.where(newest >= 0, np.take_along_axis(self.last, newest, axis=1), np.nan)
+            newest = np.maximum.reduceat(np.where(live, np.arange(len(self.owner)), -1), starts, axis=1)
             out["time_since"] = np.where(newest >= 0, (as_of - self.event_timestamp[newest]) / SECOND, np.nan)
+            values = np.take_along_axis(np.broadcast_to(self.last, live.shape), newest, axis=1)
+            out["last"] = np.where(newest >= 0, values, np.nan)
         return out
 
 
@@ -319,7 +325,7 @@ def _hashes(column: pa.ChunkedArray) -> NDArray[np.uint64]:
         for value in encoded.dictionary.to_pylist()
     ]  # fmt: skip
     indices = encoded.indices.fill_null(len(hashes)) if encoded.indices.null_count else encoded.indices
-    return np.array([*hashes, 0], np.uint64)[np.asarray(indices)]
+    return np.take(np.array([*hashes, 0], np.uint64), np.asarray(indices))
 
 
 def _split(table: Table, owner: Index, n: int) -> list[bytes]:

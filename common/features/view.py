@@ -43,7 +43,9 @@ class Aggregation:
                 f"{self.name}: window must be > 0, delay and tile >= 0 us, got {self.window}, {self.delay}, {self.tile}"
             )
         if (self.column is None) != (self.kind in ("count", "time_since")):
-            raise BadDefinition(f"{self.name}: column: {self.kind} takes {'none' if self.column else 'one'}, got {self.column!r}")
+            raise BadDefinition(
+                f"{self.name}: column: {self.kind} takes {'none' if self.column else 'one'}, got {self.column!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class OnDemand:
 
 
 def is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
 
 
 def numbers(column: pa.ChunkedArray) -> Array:
@@ -123,7 +125,9 @@ def assemble(
             if name not in known:
                 if name not in rows.column_names:
                     raise BadDefinition(f"{f.name}: inputs: no column or feature {name!r}")
-                known[name] = _codes(rows[name], choices(request, name)) if choices(request, name) else numbers(rows[name])
+                known[name] = (
+                    _codes(rows[name], choices(request, name)) if choices(request, name) else numbers(rows[name])
+                )
         known[f.name] = np.asarray(f.compute({name: known[name] for name in f.inputs}), np.float64)
     names = feature_names(views, on_demand)
     return np.column_stack([known[name] for name in names]) if names else np.empty((rows.num_rows, 0))

@@ -1,5 +1,6 @@
 """A world lives, somebody answers, the log remembers."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -10,8 +11,8 @@ from common.data.log import EventLog
 from common.features.view import Times
 from common.progress import Progress
 from common.schema import Event
-from common.serving.service import AnyService
-from common.system import AnySystem, Answer, Answered, Arrival, World
+from common.serving.service import AnyService, Reply
+from common.system import Answer, Answered, AnySystem, Arrival, World
 
 
 class Answers(Protocol):
@@ -19,7 +20,7 @@ class Answers(Protocol):
 
     version: str
 
-    def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Answer]: ...
+    def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Reply[Any]]: ...
     def heard(self, log: EventLog, after: int) -> None:
         """There are events in the log behind this position."""
 
@@ -32,8 +33,8 @@ class ByRule:
     def __init__(self, rule: Callable[[Any], Answer]) -> None:
         self._rule = rule
 
-    def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Answer]:
-        return [self._rule(request) for request in requests]
+    def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Reply[Any]]:
+        return [Reply(self._rule(request), np.empty((0, 0)), None) for request in requests]
 
     def heard(self, log: EventLog, after: int) -> None:
         pass
@@ -45,7 +46,7 @@ class ByService:
     def __init__(self, service: AnyService) -> None:
         self._service, self.version = service, service.version
 
-    def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Answer]:
+    def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Reply[Any]]:
         return self._service.answer(requests, as_of)
 
     def heard(self, log: EventLog, after: int) -> None:
@@ -73,8 +74,8 @@ def live(
             asked = [(at, event) for at, event in part if isinstance(event, system.request)]
             as_of = np.array([at for at, _ in asked], np.int64)
             replies = answers.answer([event for _, event in asked], as_of) if asked else []
-            answered = [(event, reply) for (_, event), reply in zip(asked, replies, strict=True)]
-            reply_to = {event.event_id: reply for event, reply in answered}
+            reply_to = {event.event_id: reply for (_, event), reply in zip(asked, replies, strict=True)}
+            answered = [(event, reply_to[event.event_id].answer) for _, event in asked]
             events: list[tuple[int, Event]] = []
             for at, event in part:
                 events.append((at, event))
@@ -102,15 +103,16 @@ def _batches(system: AnySystem, arrivals: Sequence[Arrival], batch: int) -> Iter
         yield part
 
 
-def remember(system: AnySystem, request: Event, answer: Answer, version: str, at: int) -> Answered:
+def remember(system: AnySystem, request: Event, reply: Reply[Any], version: str, at: int) -> Answered:
     """The answer as an event."""
     return Answered(
         event_id=f"{request.event_id}.answer",
         event_timestamp=at,
         request_id=request.event_id,
         version=version,
-        degraded=None,
-        propensity=answer.propensity,
-        hidden=system.hides(answer),
-        answer=answer.model_dump_json(),
+        degraded=reply.degraded,
+        propensity=reply.answer.propensity,
+        hidden=system.hides(reply.answer),
+        answer=reply.answer.model_dump_json(),
+        features=tuple(value if math.isfinite(value) else None for value in reply.features.ravel().tolist()),
     )

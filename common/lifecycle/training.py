@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pyarrow as pa
+import pyarrow.compute as pc
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -18,13 +19,13 @@ from common.data.snapshots import Snapshots
 from common.data.splits import Split, forward
 from common.errors import BadSetting, NotFound
 from common.features import offline
-from common.features.view import assemble, definition_digest, feature_names, numbers
+from common.features.view import Array, assemble, definition_digest, feature_names, numbers
 from common.monitoring import sketches
 from common.progress import Progress
 from common.registry.gates import CHAMPION
 from common.registry.registry import Registry, Version
 from common.schema import Event, Records
-from common.system import AnySystem, Answered, Examples, Params, Report, RowError, Rows, World
+from common.system import Answered, AnySystem, Examples, Params, Report, RowError, Rows, World
 
 SEED = 0
 SCORED = 2_000  # requests whose scores are the reference
@@ -48,7 +49,8 @@ def take(system: AnySystem, log: EventLog, snapshots: Snapshots) -> Snapshot:
     head = log.head()
     if not head.position:
         raise NotFound(f"{system.name}: the log is empty; there is nothing to learn from")
-    digests = {kind.__name__: snapshots.publish(log.read(kind, until=head.position)) for kind in (*system.events, Answered)}
+    kinds: list[type[Event]] = [*system.events, Answered]
+    digests = {kind.__name__: snapshots.publish(log.read(kind, until=head.position)) for kind in kinds}
     tables = {name: snapshots.read(digest) for name, digest in digests.items()}
     return Snapshot(tables, digests, head.position, head.created_timestamp)
 
@@ -77,7 +79,7 @@ def examples(system: AnySystem, snapshot: Snapshot, world: World[Any, Any] | Non
     )
 
 
-def _labels(system: AnySystem, snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
+def _labels(system: AnySystem, snapshot: Snapshot) -> tuple[Array, Array]:
     """Labels, NaN where not known, and 1 / propensity of seeing them; (n_requests,) each."""
     outcome, table = system.outcome, snapshot.of(system.request)
     said, told = snapshot.of(Answered), snapshot.of(outcome.source)
@@ -88,7 +90,9 @@ def _labels(system: AnySystem, snapshot: Snapshot) -> tuple[np.ndarray, np.ndarr
         if request in place:  # the last word counts
             labels[place[request]] = value
     weights = np.ones(len(place))
-    answers = zip(said["request_id"].to_pylist(), said["hidden"].to_pylist(), said["propensity"].to_pylist(), strict=True)
+    answers = zip(
+        said["request_id"].to_pylist(), said["hidden"].to_pylist(), said["propensity"].to_pylist(), strict=True
+    )
     for request, hidden, propensity in answers:
         weights[place[request]] = 0.0 if hidden else 1 / propensity
     labels[created > snapshot.at - system.label_delay] = np.nan
@@ -160,7 +164,11 @@ def train(
     with progress.step("publish"), tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder))
         sample = test.between(int(test.as_of[0]), int(test.as_of[min(SCORED, len(test)) - 1]))
-        scores = [system.score(p) for p in model.predict(sample.requests, sample.rows, sample.x) if not isinstance(p, RowError)]
+        scores = [
+            system.score(p)
+            for p in model.predict(sample.requests, sample.rows, sample.x)
+            if not isinstance(p, RowError)
+        ]
         seen = sketches.build(known.names, train.x) | sketches.build(("score",), np.array(scores)[:, None])
         sketches.save(seen, Path(folder))
         version = registry.publish(system.name, Path(folder), asdict(report), lineage, verdicts)
@@ -197,6 +205,43 @@ def _tune(
     for _ in progress.over(range(n), "tune"):
         study.optimize(objective, n_trials=1)
     return study
+
+
+def trials(path: Path) -> list[dict[str, Any]]:
+    """Every trial of every study, oldest first."""
+    if not path.exists():
+        return []
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    return [
+        {
+            "study": study.study_name,
+            "trial": t.number,
+            "state": t.state.name.lower(),
+            "value": t.value,
+            "params": t.params,
+            "seconds": t.duration.total_seconds() if t.duration else None,
+        }
+        for study in optuna.get_all_study_summaries(storage, include_best_trial=False)
+        for t in optuna.load_study(study_name=study.study_name, storage=storage).trials
+    ]
+
+
+def online_offline_gap(system: AnySystem, snapshot: Snapshot, version: str) -> float:
+    """The largest difference, relative to its size, between a feature that this version logged and the same feature
+    computed offline; infinite where one is known and the other is not."""
+    said = snapshot.of(Answered)
+    said = said.filter(pc.equal(said["version"], version))
+    if not said.num_rows:
+        return 0.0
+    known = examples(system, snapshot)
+    place = {event_id: i for i, event_id in enumerate(snapshot.of(system.request)["event_id"].to_pylist())}
+    rows = [place[request] for request in said["request_id"].to_pylist()]
+    offline = known.x[rows]
+    online = numbers(said["features"].combine_chunks().flatten()).reshape(offline.shape)
+    offline = np.where(np.isfinite(offline), offline, np.nan)
+    if (np.isnan(online) != np.isnan(offline)).any():
+        return float("inf")
+    return float(np.nanmax(np.abs(online - offline) / np.maximum(1, np.abs(offline))))
 
 
 def _code_revision() -> str:

@@ -42,6 +42,8 @@ class Numeric:
         shares = np.linspace(0, 1, BINS + 1)
         # a value that is many shares of all is one edge
         edges = np.unique(np.quantile(present, shares, method="lower")) if len(present) else present
+        if len(edges) == 1:
+            edges = np.repeat(edges, 2)  # a constant: below it, equal to it, above it
         return cls._empty(tuple(edges.tolist())).update(values)
 
     @classmethod

@@ -1,6 +1,7 @@
 """One micro-batch: features, prediction, decision. No HTTP in it, so a simulation can use it too."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic
 
 import numpy as np
@@ -12,20 +13,31 @@ from common.schema import Event
 from common.system import A, Model, P, Q, RowError, System
 
 
+@dataclass(frozen=True)
+class Reply(Generic[A]):
+    answer: A
+    features: Array  # (rows of the request, n_features) that it was based on
+    degraded: str | None  # why it is less than it could be
+
+
 class Service(Generic[Q, P, A]):
     """A version and the features it reads. The caller logs what it answers, then pushes what was logged."""
 
     def __init__(self, system: System[Q, P, A], model: Model[Q, P], version: str, store: OnlineStore) -> None:
         self.system, self.model, self.version, self.store = system, model, version, store
 
-    def answer(self, requests: Sequence[Q], as_of: Times) -> list[A]:
-        """An answer for each request; one that cannot be scored gets the first degraded answer."""
+    def answer(self, requests: Sequence[Q], as_of: Times) -> list[Reply[A]]:
+        """An answer for each request; one that cannot be scored gets the first degraded answer, and says why."""
         rows = self.model.rows(requests)
-        predicted = self.model.predict(requests, rows, self.features(rows.columns, np.repeat(as_of, np.diff(rows.offsets))))
-        return [
-            self.system.degraded[0](request) if isinstance(p, RowError) else self.system.decide(request, p)
-            for request, p in zip(requests, predicted, strict=True)
-        ]
+        x = self.features(rows.columns, np.repeat(as_of, np.diff(rows.offsets)))
+        replies = []
+        for i, (request, p) in enumerate(zip(requests, self.model.predict(requests, rows, x), strict=True)):
+            seen = x[rows.offsets[i] : rows.offsets[i + 1]]
+            if isinstance(p, RowError):
+                replies.append(Reply(self.system.degraded[0](request), seen, p.reason))
+            else:
+                replies.append(Reply(self.system.decide(request, p), seen, None))
+        return replies
 
     def features(self, rows: pa.Table, as_of: Times) -> Array:
         """(n_rows, n_features) as the store knows them now."""

@@ -1,6 +1,5 @@
 """What a model's decisions cost, against what banks did before, a simpler model, and the best that is possible."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +7,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from common.clock import DAY
+from common.features.view import Array
 from common.registry.gates import CHAMPION, Gate
-from common.system import Array, Examples, Report
+from common.system import Examples, Report
 from systems.fraud.config import Config
 from systems.fraud.data import Payment
 from systems.fraud.model import Scorer, best_action, costs
@@ -60,7 +60,9 @@ def evaluate(config: Config, model: Scorer, examples: Examples[Payment]) -> Repo
         "high amounts": amount > np.quantile(amount, 0.95),
         **{name: group[known] for name, group in examples.segments.items()},
     }
-    segments = {name: _segment(config, judged, p, model.review_price, group) for name, group in groups.items() if group.any()}
+    segments = {
+        name: _segment(config, judged, p, model.review_price, group) for name, group in groups.items() if group.any()
+    }
     if examples.ceiling is not None:
         best = examples.ceiling[known]
         ceiling = measure(best)
@@ -84,7 +86,9 @@ def metrics(config: Config, judged: Judged, p: Array, action: NDArray[np.int64])
         "calibration_error": calibration_error(judged, p),
         "reviews_per_day": float((action == 1).sum() / days),
         "honest_blocked": float((honest * (action == 2)).sum() / honest.sum()),  # share
-        "fraud_stopped": float((judged.weight * judged.fraud * (action > 0)).sum() / max(judged.fraud.sum(), 1)),  # share
+        "fraud_stopped": float(
+            (judged.weight * judged.fraud * (action > 0)).sum() / max(judged.fraud.sum(), 1)
+        ),  # share
     }
 
 
@@ -103,7 +107,9 @@ def within_budget(config: Config, judged: Judged, p: Array, action: NDArray[np.i
 def spent(config: Config, judged: Judged, action: NDArray[np.int64]) -> Array:
     """EUR per payment, once the truth is known."""
     stolen = judged.fraud * (judged.amount + config.chargeback_fee)
-    return np.choose(action, [stolen, np.full(len(stolen), config.review_cost), (1 - judged.fraud) * config.friction_cost])
+    return np.choose(
+        action, [stolen, np.full(len(stolen), config.review_cost), (1 - judged.fraud) * config.friction_cost]
+    )
 
 
 def card_precision(card: NDArray[np.object_], day: NDArray[np.int64], fraud: Array, p: Array, k: int) -> float:
@@ -136,7 +142,9 @@ def calibration_error(judged: Judged, p: Array) -> float:
     order = np.argsort(p, kind="stable")
     mass = np.cumsum((judged.weight * p)[order])
     bins = np.minimum((mass / mass[-1] * BINS).astype(np.int64), BINS - 1)
-    n, said, true = (np.bincount(bins, v[order], BINS) for v in (judged.weight, judged.weight * p, judged.weight * judged.fraud))
+    n, said, true = (
+        np.bincount(bins, v[order], BINS) for v in (judged.weight, judged.weight * p, judged.weight * judged.fraud)
+    )
     return float(np.abs(said - true).sum() / n.sum())
 
 
@@ -183,6 +191,3 @@ def gates(config: Config) -> tuple[Gate, ...]:
         Gate(metric="reviews_per_day", limit=config.reviews_per_day, better="lower"),
         Gate(metric="above_ceiling", limit=0.0, better="lower"),
     )
-
-
-Evaluate = Callable[[Scorer, Examples[Payment]], Report]

@@ -24,7 +24,9 @@ def _over(kind: Kind, column: str | None, *windows: str) -> tuple[Aggregation, .
     )
 
 
-def _view(name: str, source: type[Payment | Outcome], entity: tuple[str, ...], *found: tuple[Aggregation, ...]) -> FeatureView:
+def _view(
+    name: str, source: type[Payment | Outcome], entity: tuple[str, ...], *found: tuple[Aggregation, ...]
+) -> FeatureView:
     return FeatureView(name=name, source=source, entity=entity, aggregations=tuple(a for group in found for a in group))
 
 
@@ -34,12 +36,18 @@ VIEWS = (
         _over("count", None, "1h", "6h", "1d", "7d", "30d"), _over("sum", "amount", "6h", "1d", "7d"),
         _over("mean", "amount", "30d", "90d"), _over("std", "amount", "90d"), _over("max", "amount", "1d", "90d"),
         _over("min", "amount", "6h"), _over("time_since", None, "90d"), _over("distinct", "merchant_id", "1d", "7d"),
-        _over("last", "x_km", "30d"), _over("last", "y_km", "30d"), _over("mean", "x_km", "90d"), _over("mean", "y_km", "90d"),
-        _over("distinct", "device_id", "7d"),
+        _over("last", "x_km", "30d"), _over("last", "y_km", "30d"),
+        _over("mean", "x_km", "90d"), _over("mean", "y_km", "90d"), _over("distinct", "device_id", "7d"),
     ),
     _view("card_device", Payment, ("card_id", "device_id"), _over("count", None, "6h", "90d")),
-    _view("card_merchant", Payment, ("card_id", "merchant_id"), _over("count", None, "6h", "90d"), _over("mean", "amount", "90d")),
-    _view("card_category", Payment, ("card_id", "category"), _over("count", None, "6h", "90d"), _over("mean", "amount", "90d")),
+    _view(
+        "card_merchant", Payment, ("card_id", "merchant_id"),
+        _over("count", None, "6h", "90d"), _over("mean", "amount", "90d"),
+    ),
+    _view(
+        "card_category", Payment, ("card_id", "category"),
+        _over("count", None, "6h", "90d"), _over("mean", "amount", "90d"),
+    ),
     _view("terminal", Payment, ("terminal_id",), _over("count", None, "1d", "30d"), _over("distinct", "card_id", "1d")),
     _view("merchant", Payment, ("merchant_id",), _over("count", None, "1d", "30d"), _over("mean", "amount", "30d")),
     _view("device", Payment, ("device_id",), _over("distinct", "card_id", "30d"), _over("count", None, "90d")),
@@ -54,7 +62,7 @@ Columns = Mapping[str, Array]
 
 
 def log_amount(c: Columns) -> Array:
-    return np.log(c["amount"])
+    return np.asarray(np.log(c["amount"]))
 
 
 def hour(c: Columns) -> Array:
@@ -63,7 +71,7 @@ def hour(c: Columns) -> Array:
 
 
 def weekday(c: Columns) -> Array:
-    return (c["event_timestamp"] // DAY + 4) % 7  # the epoch was a Thursday; 0 is Sunday
+    return np.asarray((c["event_timestamp"] // DAY + 4) % 7)  # the epoch was a Thursday; 0 is Sunday
 
 
 def amount_to_card(c: Columns) -> Array:
@@ -89,7 +97,7 @@ def amount_to_merchant(c: Columns) -> Array:
 
 
 def is_round(c: Columns) -> Array:
-    return (c["amount"] % 10 == 0).astype(np.float64)
+    return np.asarray(c["amount"] % 10 == 0, np.float64)
 
 
 def km_from_last(c: Columns) -> Array:

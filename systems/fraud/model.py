@@ -11,12 +11,13 @@ import lightgbm as lgb
 import numpy as np
 import optuna
 from numpy.typing import NDArray
-from scipy.special import expit, logit
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from common.clock import DAY
+from common.features.view import Array
 from common.schema import to_table
-from common.system import Array, Examples, Params, RowError, Rows
+from common.system import Examples, Params, RowError, Rows
 from systems.fraud.config import Config
 from systems.fraud.data import Payment
 from systems.fraud.features import reason
@@ -72,7 +73,7 @@ class Calibration:
         return cls(max(float(line.coef_[0, 0]), 0.0), float(line.intercept_[0]))
 
     def probability(self, margin: Array) -> Array:
-        return np.clip(expit(self.slope * margin + self.intercept), SMALLEST, 1 - SMALLEST)
+        return np.asarray(np.clip(expit(self.slope * margin + self.intercept), SMALLEST, 1 - SMALLEST))
 
 
 def start(config: Config) -> Params:
@@ -111,7 +112,8 @@ class Scorer:
         shares = np.asarray(self.booster.predict(x, pred_contrib=True))  # (n, n_features + 1), the last one is the base
         probability = self.calibration.probability(shares.sum(1)).tolist()
         return [
-            Scored(p, self.review_price, self._reasons(share)) for p, share in zip(probability, shares[:, :-1], strict=True)
+            Scored(p, self.review_price, self._reasons(share))
+            for p, share in zip(probability, shares[:, :-1], strict=True)
         ]
 
     def _reasons(self, share: Array) -> tuple[str, ...]:
@@ -156,7 +158,7 @@ def fit(config: Config, examples: Examples[Payment], params: Params) -> Scorer:
         valid_sets=[data.create_valid(x[late], y[late], weight=weights[late])],
         callbacks=[lgb.early_stopping(config.patience, verbose=False)],
     )  # fmt: skip
-    booster = lgb.Booster(model_str=booster.model_to_string())  # what is judged is what will be loaded: the best trees only
+    booster = lgb.Booster(model_str=booster.model_to_string())  # what is judged is what will be loaded
     calibration = Calibration.fit(np.asarray(booster.predict(x[late], raw_score=True)), y[late], weights[late])
     line = Line.fit(x[early], y[early], weights[early])
     p = calibration.probability(np.asarray(booster.predict(x[late], raw_score=True)))
@@ -181,4 +183,4 @@ def review_price(config: Config, p: Array, amount: Array, days: float) -> float:
 def best_action(config: Config, p: Array, amount: Array, price: float) -> NDArray[np.int64]:
     """0 approve, 1 review, 2 block: the least expected cost, (n,)."""
     approve, review, block = costs(config, p, amount)
-    return np.argmin(np.stack([approve, review + price, block]), 0)
+    return np.asarray(np.argmin(np.stack([approve, review + price, block]), 0))

@@ -4,7 +4,9 @@ from common.system import Monitor
 
 MONITORS = (
     Monitor(name="score", column="score", look_at="canary and champion side by side; then the features that moved"),
-    Monitor(name="amount", column="log_amount", look_at="a merchant with a wrong currency or unit; then small test payments"),
+    Monitor(
+        name="amount", column="log_amount", look_at="a merchant with a wrong currency or unit; then small test payments"
+    ),
     Monitor(name="amount_to_card", column="amount_to_card", look_at="blocks and reviews by reason UNUSUAL_AMOUNT"),
     Monitor(name="new_devices", column="card_device.count_90d", look_at="the device service; then account take-over"),
     Monitor(name="pace", column="pace", look_at="retries of a broken terminal; then drained cards"),

@@ -7,15 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
-from hypothesis import HealthCheck, example, find, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.errors import NoSuchExample
 from pydantic import Field
 
-from common.errors import BadDefinition, OutOfOrder
-from common.features import offline, online, reference, state
-from common.features.view import Aggregation, FeatureView, OnDemand, assemble, definition_digest
+from common.features import offline, online, reference
+from common.features.view import Aggregation, FeatureView
 from common.schema import Event, Logged, arrow_schema
 
 

@@ -1,0 +1,51 @@
+# make demo and make test set up all that they need; a second call costs nothing when nothing changed.
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SYSTEMS := fraud
+
+# Public benchmark sets; see README.md. A folder beside the checkout is taken when there is one.
+ifneq ($(wildcard ../shared/data),)
+export MLSYS_DATA_DIR ?= $(abspath ../shared/data)
+endif
+
+.PHONY: setup demo test check bench bench-full lock clean $(SYSTEMS)
+
+setup: $(READY)
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[fraud,dev]'
+	@touch $@
+
+demo: fraud
+
+$(SYSTEMS): %: $(READY)
+	$(BIN)/mlsys run $*
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.features
+	$(BIN)/python -m benchmarks.world
+	$(BIN)/mlsys benchmark fraud
+
+bench-full: bench
+	$(BIN)/mlsys run fraud --preset full
+
+# What was tested, as constraints: run after a change of pyproject.toml, then make test.
+lock: $(READY)
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^-e' | grep -v '@' > requirements.lock
+
+clean:
+	rm -rf $(VENV) .mlsys
