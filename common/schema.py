@@ -128,7 +128,12 @@ def to_table(record: type[R], records: Iterable[R]) -> pa.Table:
 
 def from_table(record: type[R], table: pa.Table) -> list[R]:
     """Columns as records, each validated; raises BadRecord with the row, field, rule and value."""
-    return from_rows(record, table.select(arrow_schema(record).names).to_pylist())
+    schema = arrow_schema(record)
+    rows = table.select(schema.names).to_pylist()
+    for name in (field.name for field in schema if pa.types.is_list(field.type)):  # Arrow gives lists
+        for row in rows:
+            row[name] = tuple(row[name])
+    return from_rows(record, rows)
 
 
 def from_rows(record: type[R], rows: Sequence[Mapping[str, Any]]) -> list[R]:

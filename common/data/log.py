@@ -161,7 +161,7 @@ def _decode(kind: type[Event], bodies: Sequence[str]) -> pa.Table:
             pa.BufferReader("\n".join(bodies).encode()),
             arrow_json.ReadOptions(block_size=block),
             arrow_json.ParseOptions(explicit_schema=lenient, unexpected_field_behavior="ignore"),
-        ).select(columns.names)
+        )
     except pa.ArrowInvalid as error:
         raise BadRecord(f"{kind.__name__}: an event of this log does not fit: {error}") from None
     for field in columns:

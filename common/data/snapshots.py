@@ -23,15 +23,11 @@ class Snapshots:
         """Store a table and return its digest. Durable on return; publishing it again, or at once, does no harm."""
         self.root.mkdir(parents=True, exist_ok=True)
         temporary = self.root / f".{uuid.uuid4().hex}"
-        try:
-            # how a table happens to be cut into chunks is no part of it
-            pq.write_table(table.combine_chunks(), temporary, compression="zstd")
-            sync(temporary)
-            with temporary.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.replace(temporary, self.path(digest))
-        finally:
-            temporary.unlink(missing_ok=True)
+        pq.write_table(table, temporary, compression="zstd")  # leaves no file when it fails
+        sync(temporary)
+        with temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        os.replace(temporary, self.path(digest))
         sync(self.root)
         return digest
 

@@ -122,11 +122,11 @@ class Registry:
                 for name in files:
                     sync(Path(parent, name))
                 sync(Path(parent))
-            if not (self._bundles / digest).exists():
-                try:
-                    os.rename(temporary, self._bundles / digest)
-                except OSError:  # somebody else published it just now
-                    bundle.verify(self._bundles / digest, digest)
+            try:
+                os.rename(temporary, self._bundles / digest)
+            except OSError:  # the same files are there already, and are verified below
+                if not (self._bundles / digest).is_dir():
+                    raise
             sync(self._bundles)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

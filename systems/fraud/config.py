@@ -138,7 +138,7 @@ class Config:
     chargeback_fee: float = 15.0  # EUR, on top of the amount
     reviews_per_day: int
     let_through: float = 0.01  # share of payments that would be blocked, approved at random: their outcome is seen
-    rule_amount: float = 400.0  # EUR, the rule without a model refuses more
+    rule_amount: float = 300.0  # EUR, the rule without a model refuses more
     rule_probability: float = 0.5  # of fraud, what that rule says of a payment that it refuses
     base_rate: float  # of fraud, what is said of a payment that nothing is known about
 
@@ -149,9 +149,9 @@ class Config:
     patience: int = 30  # trees without improvement
     learning_rate: float = 0.05
     num_leaves: int = 15
-    min_data_in_leaf: int = 40
-    feature_fraction: float = 0.6
-    lambda_l2: float = 10.0
+    min_data_in_leaf: int = 20
+    feature_fraction: float = 0.5
+    lambda_l2: float = 5.0
 
     # The judgement
     validation_days: int
@@ -174,7 +174,7 @@ FULL = Config(
     late_report_days=9.0,
     label_delay=30 * DAY,
     reviews_per_day=60,
-    base_rate=0.006,
+    base_rate=0.004,
     validation_days=20,
     test_days=20,
 )
@@ -182,9 +182,9 @@ FULL = Config(
 # More fraud than in FULL (0.4 %): about 1.2 %, so that a few hundred frauds can be learned from.
 SMALL = replace(
     FULL,
-    days=150,
-    history_days=110,
-    cards=450,
+    days=170,
+    history_days=130,
+    cards=900,
     towns=4,
     terminals=6,
     online_shops=10,
@@ -195,9 +195,10 @@ SMALL = replace(
     colluding_merchants=0.03,
     late_report_days=4.0,
     label_delay=14 * DAY,
-    reviews_per_day=8,
-    base_rate=0.013,
-    validation_days=14,
-    test_days=14,
+    reviews_per_day=12,
+    base_rate=0.012,
+    validation_days=20,
+    test_days=20,
     cards_per_day=10,
+    let_through=0.1,
 )

@@ -38,8 +38,19 @@ VIEWS = (
         _over("min", "amount", "6h"), _over("time_since", None, "90d"), _over("distinct", "merchant_id", "1d", "7d"),
         _over("last", "x_km", "30d"), _over("last", "y_km", "30d"),
         _over("mean", "x_km", "90d"), _over("mean", "y_km", "90d"), _over("distinct", "device_id", "7d"),
+        _over("last", "amount", "30d"),
     ),
-    _view("card_device", Payment, ("card_id", "device_id"), _over("count", None, "6h", "90d")),
+    _view(
+        "card_channel", Payment, ("card_id", "channel"),
+        _over("count", None, "6h", "90d"), _over("time_since", None, "90d"), _over("mean", "amount", "90d"),
+        _over("last", "x_km", "90d"), _over("last", "y_km", "90d"),
+        _over("mean", "x_km", "90d"), _over("mean", "y_km", "90d"), _over("std", "x_km", "90d"), _over("std", "y_km", "90d"),
+    ),
+    _view(
+        "card_device", Payment, ("card_id", "device_id"),
+        _over("count", None, "6h", "90d"), _over("min", "event_timestamp", "90d"), _over("sum", "amount", "6h"),
+    ),
+    _view("card_terminal", Payment, ("card_id", "terminal_id"), _over("count", None, "90d")),
     _view(
         "card_merchant", Payment, ("card_id", "merchant_id"),
         _over("count", None, "6h", "90d"), _over("mean", "amount", "90d"),
@@ -48,13 +59,14 @@ VIEWS = (
         "card_category", Payment, ("card_id", "category"),
         _over("count", None, "6h", "90d"), _over("mean", "amount", "90d"),
     ),
-    _view("terminal", Payment, ("terminal_id",), _over("count", None, "1d", "30d"), _over("distinct", "card_id", "1d")),
-    _view("merchant", Payment, ("merchant_id",), _over("count", None, "1d", "30d"), _over("mean", "amount", "30d")),
-    _view("device", Payment, ("device_id",), _over("distinct", "card_id", "30d"), _over("count", None, "90d")),
+    _view("terminal", Payment, ("terminal_id",), _over("count", None, "6h", "1d", "30d"), _over("sum", "amount", "1d")),
+    _view(
+        "merchant", Payment, ("merchant_id",),
+        _over("count", None, "6h", "1d", "30d"), _over("mean", "amount", "1d", "30d"), _over("std", "amount", "30d"),
+    ),
     _view("card_fraud", Outcome, ("card_id",), _over("sum", "fraud", "7d", "90d"), _over("count", None, "7d")),
-    _view("terminal_fraud", Outcome, ("terminal_id",), _over("sum", "fraud", "30d")),
-    _view("merchant_fraud", Outcome, ("merchant_id",), _over("sum", "fraud", "30d"), _over("count", None, "30d")),
-    _view("device_fraud", Outcome, ("device_id",), _over("sum", "fraud", "90d")),
+    _view("terminal_fraud", Outcome, ("terminal_id",), _over("sum", "fraud", "7d", "30d", "90d"), _over("time_since", None, "90d")),
+    _view("merchant_fraud", Outcome, ("merchant_id",), _over("sum", "fraud", "7d", "30d", "90d"), _over("time_since", None, "90d")),
 )  # fmt: skip
 
 
@@ -113,6 +125,23 @@ def km_per_hour(c: Columns) -> Array:
     return c["km_from_last"] / (c["card.time_since_90d"] / 3_600 + 0.1)
 
 
+def km_in_channel(c: Columns) -> Array:
+    """From the card's last payment of the same kind: terminals move with the customer, addresses do not."""
+    return np.hypot(c["x_km"] - c["card_channel.last_x_km_90d"], c["y_km"] - c["card_channel.last_y_km_90d"])
+
+
+def place_deviation(c: Columns) -> Array:
+    """From where the card pays in this channel, in its own spread; one km more keeps a card of one place finite."""
+    x = (c["x_km"] - c["card_channel.mean_x_km_90d"]) / (c["card_channel.std_x_km_90d"] + 1)
+    y = (c["y_km"] - c["card_channel.mean_y_km_90d"]) / (c["card_channel.std_y_km_90d"] + 1)
+    return np.hypot(x, y)
+
+
+def device_age(c: Columns) -> Array:
+    """Hours since the card was first seen on this device; NaN for a new one."""
+    return (c["event_timestamp"] - c["card_device.min_event_timestamp_90d"]) / HOUR
+
+
 def share_on_device(c: Columns) -> Array:
     """Of the card's payments this month, seen on this device in three; 0 for a new one."""
     return c["card_device.count_90d"] / (c["card.count_30d"] + 1)
@@ -161,6 +190,14 @@ ON_DEMAND = (
     _on_demand(km_from_last, "x_km", "y_km", "card.last_x_km_30d", "card.last_y_km_30d"),
     _on_demand(km_from_usual, "x_km", "y_km", "card.mean_x_km_90d", "card.mean_y_km_90d"),
     _on_demand(km_per_hour, "km_from_last", "card.time_since_90d"),
+    _on_demand(
+        km_in_channel, "x_km", "y_km", "card_channel.last_x_km_90d", "card_channel.last_y_km_90d"
+    ),
+    _on_demand(
+        place_deviation, "x_km", "y_km", "card_channel.mean_x_km_90d", "card_channel.mean_y_km_90d",
+        "card_channel.std_x_km_90d", "card_channel.std_y_km_90d",
+    ),
+    _on_demand(device_age, "event_timestamp", "card_device.min_event_timestamp_90d"),
     _on_demand(share_on_device, "card_device.count_90d", "card.count_30d"),
     _on_demand(share_in_category, "card_category.count_90d", "card.count_30d"),
     _on_demand(pace, "card.count_6h", "card.count_30d"),
@@ -174,8 +211,15 @@ REASONS: Mapping[str, str] = {
     "card_fraud": "FRAUD_REPORTED_ON_CARD",
     "terminal": "SUSPICIOUS_TERMINAL",
     "merchant": "SUSPICIOUS_MERCHANT",
-    "device": "SUSPICIOUS_DEVICE",
+    "device_age": "UNUSUAL_DEVICE",
     "card_device": "UNUSUAL_DEVICE",
+    "card_terminal": "UNUSUAL_MERCHANT",
+    "card_channel.last": "UNUSUAL_PLACE",
+    "card_channel.mean_x": "UNUSUAL_PLACE",
+    "card_channel.mean_y": "UNUSUAL_PLACE",
+    "card_channel.std": "UNUSUAL_PLACE",
+    "card_channel": "UNUSUAL_CHANNEL",
+    "place_deviation": "UNUSUAL_PLACE",
     "share_on_device": "UNUSUAL_DEVICE",
     "card_merchant": "UNUSUAL_MERCHANT",
     "card_category": "UNUSUAL_CATEGORY",
@@ -184,6 +228,7 @@ REASONS: Mapping[str, str] = {
     "km_": "UNUSUAL_PLACE",
     "card.last_x": "UNUSUAL_PLACE",
     "card.last_y": "UNUSUAL_PLACE",
+    "card.last_amount": "UNUSUAL_AMOUNT",
     "card.mean_x": "UNUSUAL_PLACE",
     "card.mean_y": "UNUSUAL_PLACE",
     "hour": "UNUSUAL_TIME",
@@ -193,7 +238,7 @@ REASONS: Mapping[str, str] = {
     "card.time_since": "MANY_PAYMENTS",
     "pace": "MANY_PAYMENTS",
     "card_age": "NEW_CARD",
-    "channel": "CHANNEL",
+    "channel": "UNUSUAL_CHANNEL",
     "card.sum": "UNUSUAL_AMOUNT",
     "card.m": "UNUSUAL_AMOUNT",
     "card.std": "UNUSUAL_AMOUNT",

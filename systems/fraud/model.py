@@ -149,6 +149,7 @@ def fit(config: Config, examples: Examples[Payment], params: Params) -> Scorer:
     early, late = slice(0, cut), slice(cut, None)
     options = {
         **params, "objective": "binary", "verbosity": -1, "seed": config.seed,
+        "bagging_fraction": 0.8, "bagging_freq": 1, "metric": "binary_logloss",
         "deterministic": True, "force_row_wise": True, "num_threads": config.threads,
     }  # fmt: skip
     names = list(examples.names)

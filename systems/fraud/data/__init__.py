@@ -1,0 +1,6 @@
+"""Payments, simulated so that nothing needs downloading, in a world that knows which ones are fraud."""
+
+from systems.fraud.data.events import Decision, Outcome, Payment
+from systems.fraud.data.world import CardWorld, world
+
+__all__ = ["CardWorld", "Decision", "Outcome", "Payment", "world"]
