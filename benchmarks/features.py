@@ -113,7 +113,13 @@ def windowed() -> dict[str, float]:
     events = payments()
     ours = seconds(lambda: [offline.compute(view, events, events) for view in VIEWS], 2)
     plain = seconds(lambda: by_pandas(events))
-    return {"rows": events.num_rows, "seconds": ours, "pandas_seconds": plain, "times_pandas": plain / ours, "target_seconds": 12}
+    return {
+        "rows": events.num_rows,
+        "seconds": ours,
+        "pandas_seconds": plain,
+        "times_pandas": plain / ours,
+        "target_seconds": 12,
+    }
 
 
 def latest() -> dict[str, float]:
@@ -138,7 +144,9 @@ def latest() -> dict[str, float]:
     )  # fmt: skip
     ours = seconds(lambda: offline.compute(view, profiles, requests), 5)
     left, right = requests.to_pandas(), profiles.to_pandas().drop(columns=["position", "event_timestamp"])
-    plain = seconds(lambda: pd.merge_asof(left, right, on="created_timestamp", by="entity_id", allow_exact_matches=False), 3)
+    plain = seconds(
+        lambda: pd.merge_asof(left, right, on="created_timestamp", by="entity_id", allow_exact_matches=False), 3
+    )
     return {
         "rows": rows, "seconds": ours, "rows_per_second": rows / ours, "times_feast": rows / ours / FEAST,
         "pandas_merge_asof_seconds": plain, "target_times_feast": 10, "aim_times_feast": 20,

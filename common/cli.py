@@ -32,6 +32,7 @@ from common.settings import Settings
 from common.system import Answered, AnySystem, World, find, names
 
 Document: TypeAlias = Mapping[str, Any]
+WIDTH = 160  # columns, where stdout is no terminal
 SHOWN = 3  # answers that are printed
 
 EXAMPLES = """examples:
@@ -71,7 +72,8 @@ class _Desk:
 
     def __init__(self, settings: Settings, arguments: argparse.Namespace) -> None:
         self.settings, self.clock = settings, WallClock()
-        self.out = Console(quiet=arguments.json, highlight=False, soft_wrap=True)
+        width = None if sys.stdout.isatty() else WIDTH
+        self.out = Console(quiet=arguments.json, highlight=False, width=width)
         self.progress = Progress()
         self.snapshots = Snapshots(settings.home / "snapshots")
 

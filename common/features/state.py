@@ -26,6 +26,7 @@ Index = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Table = NDArray[np.void]  # structured
 
+AT = "@"  # the event_timestamp of a row; "#" before a column's name: hashes of its values
 LONG_AGO = -(2**61)  # us; older than any event, and far enough from the edge of int64 to be added to
 CELL = np.dtype(
     [("span", "i8"), ("key", "u8"), ("expiry", "i8"), ("event_timestamp", "i8"),
@@ -84,9 +85,9 @@ class Plan:
         self.keep = max(s.delay if s.tile else s.delay + s.window for s in self.spans)  # us that a row may matter
         self.columns = [None if s.is_distinct else s.column for s in self.spans]
         names = dict.fromkeys(("#" if s.is_distinct else "") + s.column for s in self.spans if s.column)
-        self.row = np.dtype([("event_timestamp", "i8"), *((name, "u8" if name[0] == "#" else "f8") for name in names)])
+        self.row = np.dtype([(AT, "i8"), *((name, "u8" if name[0] == "#" else "f8") for name in names)])
         blank = np.zeros(1, self.row)
-        blank["event_timestamp"] = LONG_AGO
+        blank[AT] = LONG_AGO
         self.blank = blank.tobytes()  # before each entity's rows, so that no reduction is over nothing
 
     def keys(self, rows: pa.Table) -> list[str]:
@@ -100,10 +101,12 @@ class Plan:
         """Events as rows of the state."""
         out = np.empty(events.num_rows, self.row)
         for name in self.row.names or ():
-            if name[0] == "#":
+            if name == AT:
+                out[AT] = events["event_timestamp"].to_numpy()
+            elif name[0] == "#":
                 out[name] = _hashes(events[name[1:]])
             else:
-                out[name] = events[name].to_numpy() if name == "event_timestamp" else numbers(events[name])
+                out[name] = numbers(events[name])
         return out
 
     def expiry(self, event_timestamp: Times) -> Index:
@@ -119,7 +122,7 @@ class Plan:
         rows = np.frombuffer(b"".join([part for s in states for part in (self.blank, s.rows)]), self.row)
         counts = [1 + len(s.rows) // self.row.itemsize for s in states]
         owner = np.repeat(np.arange(n), counts)
-        at = np.ascontiguousarray(rows["event_timestamp"])
+        at = np.ascontiguousarray(rows[AT])
         age = as_of[owner] - at
         live = (age >= self.delay) & (age < self.length)  # (spans, rows)
         cells, cell_owner = NO_CELLS, NO_OWNER
@@ -196,7 +199,7 @@ class Plan:
         rows = b"".join((old, *new))
         if any(b < a for a, b in pairwise(times)):  # somebody was late; of two at one time the log decides
             table = np.frombuffer(rows, self.row)
-            rows = table[np.argsort(table["event_timestamp"], kind="stable")].tobytes()
+            rows = table[np.argsort(table[AT], kind="stable")].tobytes()
         start = 0
         while start < len(rows) and TIMESTAMP.unpack_from(rows, start)[0] <= expired:
             start += size
@@ -215,7 +218,7 @@ class Plan:
         folded_until = np.array([s.applied for s in old], np.int64)[owner]
         folded_until[len(old_rows) :] = LONG_AGO
         rows, now = np.concatenate([old_rows, rows[new]]), np.array(applied, np.int64)
-        at = rows["event_timestamp"]
+        at = rows[AT]
         fold = (self.tile > 0) & (at <= now[owner] - self.delay) & (at > folded_until - self.delay)  # (spans, rows)
         cells, cell_owner = self._cells(rows, owner, fold)
         cells = np.concatenate([np.frombuffer(b"".join([s.cells for s in old]), CELL), cells])
@@ -227,8 +230,8 @@ class Plan:
         """Each row that is to be folded, as a cell of one event, and its owner."""
         span, row = np.nonzero(fold)
         cells = np.zeros(len(span), CELL)
-        cells["span"], cells["event_timestamp"], cells["n"] = span, rows["event_timestamp"][row], 1
-        cells["expiry"] = self.expiry(rows["event_timestamp"])[span, row]
+        cells["span"], cells["event_timestamp"], cells["n"] = span, rows[AT][row], 1
+        cells["expiry"] = self.expiry(rows[AT])[span, row]
         there = np.ones(len(span), bool)
         for i, s in enumerate(self.spans):
             of_span = span == i
@@ -244,7 +247,7 @@ class Plan:
 
 
 class _Items(NamedTuple):
-    """Rows and cells as one table, by owner, then time; each owner has at least one. (spans, items) but the first two."""
+    """Rows and cells as one table, by owner, then time; each owner has at least one. All but two: (spans, items)."""
 
     owner: Index  # (items,)
     event_timestamp: Times  # (items,)

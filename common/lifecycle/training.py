@@ -237,7 +237,7 @@ def online_offline_gap(system: AnySystem, snapshot: Snapshot, version: str) -> f
     place = {event_id: i for i, event_id in enumerate(snapshot.of(system.request)["event_id"].to_pylist())}
     rows = [place[request] for request in said["request_id"].to_pylist()]
     offline = known.x[rows]
-    online = numbers(said["features"].combine_chunks().flatten()).reshape(offline.shape)
+    online = numbers(pc.list_flatten(said["features"])).reshape(offline.shape)
     offline = np.where(np.isfinite(offline), offline, np.nan)
     if (np.isnan(online) != np.isnan(offline)).any():
         return float("inf")

@@ -185,9 +185,11 @@ def _segment(config: Config, judged: Judged, p: Array, price: float, group: NDAr
 def gates(config: Config) -> tuple[Gate, ...]:
     return (
         Gate(metric="cost_per_1000", limit=0.8, better="lower", against="amount_rule"),
-        Gate(metric="cost_per_1000", limit=1.0, better="lower", against="logistic_regression"),
+        # not its cost: in a few weeks that hangs on a handful of large frauds, the ranking on all of them
+        Gate(metric="average_precision", limit=1.1, better="higher", against="logistic_regression"),
         Gate(metric="cost_per_1000", limit=1.02, better="lower", against=CHAMPION),
-        Gate(metric="calibration_error", limit=config.base_rate, better="lower"),
+        # a wave of fraud surprises every model; being surprised much more than the simplest one is this one's fault
+        Gate(metric="calibration_error", limit=1.5, better="lower", against="logistic_regression"),
         Gate(metric="reviews_per_day", limit=config.reviews_per_day, better="lower"),
         Gate(metric="above_ceiling", limit=0.0, better="lower"),
     )

@@ -44,7 +44,8 @@ VIEWS = (
         "card_channel", Payment, ("card_id", "channel"),
         _over("count", None, "6h", "90d"), _over("time_since", None, "90d"), _over("mean", "amount", "90d"),
         _over("last", "x_km", "90d"), _over("last", "y_km", "90d"),
-        _over("mean", "x_km", "90d"), _over("mean", "y_km", "90d"), _over("std", "x_km", "90d"), _over("std", "y_km", "90d"),
+        _over("mean", "x_km", "90d"), _over("mean", "y_km", "90d"),
+        _over("std", "x_km", "90d"), _over("std", "y_km", "90d"),
     ),
     _view(
         "card_device", Payment, ("card_id", "device_id"),
@@ -65,8 +66,14 @@ VIEWS = (
         _over("count", None, "6h", "1d", "30d"), _over("mean", "amount", "1d", "30d"), _over("std", "amount", "30d"),
     ),
     _view("card_fraud", Outcome, ("card_id",), _over("sum", "fraud", "7d", "90d"), _over("count", None, "7d")),
-    _view("terminal_fraud", Outcome, ("terminal_id",), _over("sum", "fraud", "7d", "30d", "90d"), _over("time_since", None, "90d")),
-    _view("merchant_fraud", Outcome, ("merchant_id",), _over("sum", "fraud", "7d", "30d", "90d"), _over("time_since", None, "90d")),
+    _view(
+        "terminal_fraud", Outcome, ("terminal_id",),
+        _over("sum", "fraud", "7d", "30d", "90d"), _over("time_since", None, "90d"),
+    ),
+    _view(
+        "merchant_fraud", Outcome, ("merchant_id",),
+        _over("sum", "fraud", "7d", "30d", "90d"), _over("time_since", None, "90d"),
+    ),
 )  # fmt: skip
 
 
@@ -190,12 +197,15 @@ ON_DEMAND = (
     _on_demand(km_from_last, "x_km", "y_km", "card.last_x_km_30d", "card.last_y_km_30d"),
     _on_demand(km_from_usual, "x_km", "y_km", "card.mean_x_km_90d", "card.mean_y_km_90d"),
     _on_demand(km_per_hour, "km_from_last", "card.time_since_90d"),
+    _on_demand(km_in_channel, "x_km", "y_km", "card_channel.last_x_km_90d", "card_channel.last_y_km_90d"),
     _on_demand(
-        km_in_channel, "x_km", "y_km", "card_channel.last_x_km_90d", "card_channel.last_y_km_90d"
-    ),
-    _on_demand(
-        place_deviation, "x_km", "y_km", "card_channel.mean_x_km_90d", "card_channel.mean_y_km_90d",
-        "card_channel.std_x_km_90d", "card_channel.std_y_km_90d",
+        place_deviation,
+        "x_km",
+        "y_km",
+        "card_channel.mean_x_km_90d",
+        "card_channel.mean_y_km_90d",
+        "card_channel.std_x_km_90d",
+        "card_channel.std_y_km_90d",
     ),
     _on_demand(device_age, "event_timestamp", "card_device.min_event_timestamp_90d"),
     _on_demand(share_on_device, "card_device.count_90d", "card.count_30d"),

@@ -142,30 +142,33 @@ def load(folder: Path) -> Scorer:
 
 
 def fit(config: Config, examples: Examples[Payment], params: Params) -> Scorer:
-    """Trees on the earlier payments; the later ones stop them, calibrate them, and price the analysts' time."""
+    """The later payments tell when to stop, calibrate, and price the analysts' time; then all are learned from.
+
+    Fraudsters change their ways, so the last weeks teach more than their number says.
+    """
     known = examples.weights > 0
     x, y, weights, as_of = examples.x[known], examples.labels[known], examples.weights[known], examples.as_of[known]
+    amount = examples.rows.columns["amount"].to_numpy()[known]
     cut = int(len(x) * (1 - LATER))
-    early, late = slice(0, cut), slice(cut, None)
+    late = slice(cut, None)
     options = {
         **params, "objective": "binary", "verbosity": -1, "seed": config.seed,
         "bagging_fraction": 0.8, "bagging_freq": 1, "metric": "binary_logloss",
         "deterministic": True, "force_row_wise": True, "num_threads": config.threads,
     }  # fmt: skip
-    names = list(examples.names)
-    data = lgb.Dataset(x[early], y[early], weight=weights[early], feature_name=[n.replace(".", "__") for n in names])
-    booster = lgb.train(
-        options, data, num_boost_round=config.trees,
-        valid_sets=[data.create_valid(x[late], y[late], weight=weights[late])],
+    names = [name.replace(".", "__") for name in examples.names]  # LightGBM allows no dots in JSON
+    early = lgb.Dataset(x[:cut], y[:cut], weight=weights[:cut], feature_name=names)
+    stopped = lgb.train(
+        options, early, num_boost_round=config.trees,
+        valid_sets=[early.create_valid(x[late], y[late], weight=weights[late])],
         callbacks=[lgb.early_stopping(config.patience, verbose=False)],
     )  # fmt: skip
-    booster = lgb.Booster(model_str=booster.model_to_string())  # what is judged is what will be loaded
-    calibration = Calibration.fit(np.asarray(booster.predict(x[late], raw_score=True)), y[late], weights[late])
-    line = Line.fit(x[early], y[early], weights[early])
-    p = calibration.probability(np.asarray(booster.predict(x[late], raw_score=True)))
-    amount = examples.rows.columns["amount"].to_numpy()[known][late]
+    margin = np.asarray(stopped.predict(x[late], raw_score=True))
+    calibration = Calibration.fit(margin, y[late], weights[late])
     days = max(1.0, (as_of[-1] - as_of[cut]) / DAY)
-    return Scorer(booster, tuple(names), calibration, line, review_price(config, p, amount, days))
+    price = review_price(config, calibration.probability(margin), amount[late], days)
+    booster = lgb.train(options, lgb.Dataset(x, y, weight=weights, feature_name=names), stopped.best_iteration)
+    return Scorer(booster, examples.names, calibration, Line.fit(x, y, weights), price)
 
 
 def costs(config: Config, p: Array, amount: Array) -> tuple[Array, Array, Array]:

@@ -26,7 +26,7 @@ class Sale(Event):
 
 KINDS = ("count", "sum", "mean", "min", "max", "std", "last", "distinct", "time_since")
 COLUMNS = {"distinct": ("goods", "amount", "till"), "count": (None,), "time_since": (None,)}
-NUMBERS = ("amount", "till", "returned")
+NUMBERS = ("amount", "till", "returned", "event_timestamp")
 
 times = st.integers(0, 60)
 sales = st.fixed_dictionaries(
