@@ -7,6 +7,7 @@ import math
 import resource
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -27,13 +28,13 @@ from common.lifecycle.training import Trained, online_offline_gap, take, train, 
 from common.progress import Progress
 from common.registry.gates import CHAMPION
 from common.registry.registry import Registry
+from common.schema import choices
 from common.serving.service import Service
 from common.settings import Settings
-from common.system import Answered, AnySystem, World, find, names
+from common.system import Answer, Answered, AnySystem, World, find, names
 
 Document: TypeAlias = Mapping[str, Any]
 WIDTH = 160  # columns, where stdout is no terminal
-SHOWN = 3  # answers that are printed
 
 EXAMPLES = """examples:
   mlsys list                          the systems and their live versions
@@ -204,13 +205,28 @@ def _serve_a_day(desk: _Desk, system: AnySystem, simulated: _Simulation, registr
         by_model = ByService(Service(system, model, name, store))
         said = live(system, simulated.world, log, by_model, day, batch=1, progress=desk.progress)
     gap = online_offline_gap(system, take(system, log, desk.snapshots), name)
-    for request, answer in said[:: max(1, len(said) // SHOWN)][:SHOWN]:
-        desk.out.print(
-            f"   {request.model_dump_json(exclude={'event_timestamp'})}\n   -> {answer.model_dump_json()}", markup=False
-        )
-    desk.out.print(f"   {len(said)} answers, {log.head().position - start} events logged")
-    desk.out.print(f"   online and offline features differ by at most {gap:.1e}, relative to their size")
-    return {"requests": len(said), "events": log.head().position - start, "online_offline_gap": gap}
+    counts = _show_answers(desk, system, said)
+    desk.out.print(f"   Online and offline features differ by at most {gap:.1e}, relative to their size.")
+    return {
+        "requests": len(said),
+        "answers": counts,
+        "events": log.head().position - start,
+        "online_offline_gap": gap,
+    }
+
+
+def _show_answers(desk: _Desk, system: AnySystem, said: Sequence[tuple[Any, Answer]]) -> dict[str, dict[str, int]]:
+    """How often each choice was made, and the last example of it."""
+    counts: dict[str, dict[str, int]] = {}
+    kind: type[Answer] = system.answer
+    for name in (field for field in kind.model_fields if choices(kind, field)):
+        counts[name] = Counter(str(getattr(answer, name)) for _, answer in said)
+        desk.out.print(f"   {name}: " + ", ".join(f"{n} {choice}" for choice, n in counts[name].items()))
+        for choice in counts[name]:
+            request, answer = next((r, a) for r, a in reversed(said) if str(getattr(a, name)) == choice)
+            shown = f"   {request.model_dump_json()}\n   -> {answer.model_dump_json()}"
+            desk.out.print(shown, markup=False)
+    return counts
 
 
 def _trials(desk: _Desk, arguments: argparse.Namespace) -> Document:

@@ -5,6 +5,7 @@ again does nothing, and what a crash took is pushed again from the log. So SQLit
 """
 
 import sqlite3
+import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Reading:
 
 
 class OnlineStore:
-    """Online features in one SQLite file; several processes may share it.
+    """Online features in one SQLite file; threads and processes may share it.
 
     An entity's events must be pushed in the order of the log.
     """
@@ -49,11 +50,13 @@ class OnlineStore:
             str, tuple[int, State]
         ] = {}  # what was read or written last: true until another process writes
         self._version = -1
+        self._lock = threading.Lock()
 
     def read(self, rows: pa.Table, as_of: Times) -> Reading:
         """The features of each row at its as_of, us, (n,); the rows need the entity columns."""
         keys = [plan.keys(rows) for plan in self._plans]
-        known = self._look_up({key for of_view in keys for key in of_view})
+        with self._lock:
+            known = self._look_up({key for of_view in keys for key in of_view})
         states = [[known[key][1] if key in known else EMPTY for key in of_view] for of_view in keys]
         return Reading(
             [plan.read(of_view, as_of) for plan, of_view in zip(self._plans, states, strict=True)],
@@ -65,9 +68,13 @@ class OnlineStore:
         plans = [plan for plan in self._plans if plan.view.source is source]
         if not plans or not events.num_rows:
             return
+        keys = [plan.keys(events) for plan in plans]
+        with self._lock:
+            self._push(plans, keys, events)
+
+    def _push(self, plans: Sequence[Plan], keys: Sequence[Sequence[str]], events: pa.Table) -> None:
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            keys = [plan.keys(events) for plan in plans]
             known = self._look_up({key for of_view in keys for key in of_view})
             changed = {
                 key: state
@@ -78,10 +85,9 @@ class OnlineStore:
                 "UPDATE state SET position = ?, applied = ?, rows = ?, cells = ? WHERE id = ?",
                 [(*state, known[key][0]) for key, state in changed.items() if key in known],
             )
-            self._db.executemany(
-                "INSERT INTO state (position, applied, rows, cells, key) VALUES (?, ?, ?, ?, ?)",
-                [(*state, key) for key, state in changed.items() if key not in known],
-            )
+            if new := [(*state, key) for key, state in changed.items() if key not in known]:
+                insert = "INSERT INTO state (position, applied, rows, cells, key) VALUES (?, ?, ?, ?, ?)"
+                self._db.executemany(insert, new)
             self._db.execute("COMMIT")
         except BaseException:
             self._db.execute("ROLLBACK")

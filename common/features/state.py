@@ -44,6 +44,7 @@ class State(NamedTuple):
 
 
 EMPTY = State()
+FIRST = np.zeros(1, np.int64)
 NO_CELLS, NO_OWNER = np.empty(0, CELL), np.empty(0, np.int64)
 TIMESTAMP = struct.Struct("=q")  # the head of a row
 
@@ -84,6 +85,7 @@ class Plan:
         self.has_cells = bool(self.tile.any())
         self.keep = max(s.delay if s.tile else s.delay + s.window for s in self.spans)  # us that a row may matter
         self.columns = [None if s.is_distinct else s.column for s in self.spans]
+        self.column = self.columns[0] if len(set(self.columns)) == 1 else None
         names = dict.fromkeys(("#" if s.is_distinct else "") + s.column for s in self.spans if s.column)
         self.row = np.dtype([(AT, "i8"), *((name, "u8" if name[0] == "#" else "f8") for name in names)])
         blank = np.zeros(1, self.row)
@@ -123,7 +125,7 @@ class Plan:
         counts = [1 + len(s.rows) // self.row.itemsize for s in states]
         owner = np.repeat(np.arange(n), counts)
         at = np.ascontiguousarray(rows[AT])
-        age = as_of[owner] - at
+        age = (as_of[owner] if n > 1 else as_of) - at
         live = (age >= self.delay) & (age < self.length)  # (spans, rows)
         cells, cell_owner = NO_CELLS, NO_OWNER
         if self.has_cells:
@@ -147,8 +149,8 @@ class Plan:
         return out
 
     def _items(self, rows: Table, at: Times, owner: Index, live: Mask, cells: Table, cell_owner: Index) -> "_Items":
-        if len(set(self.columns)) == 1 and self.columns[0]:
-            x = np.ascontiguousarray(rows[self.columns[0]])[None, :]  # (1, rows), the same for all spans
+        if self.column:
+            x = np.ascontiguousarray(rows[self.column])[None, :]  # (1, rows), the same for all spans
         else:
             x = np.array([rows[c] if c else np.zeros(len(rows)) for c in self.columns])  # (spans, rows)
         if self.may_miss:
@@ -261,7 +263,8 @@ class _Items(NamedTuple):
 
     def reduce(self, kinds: set[str], as_of: Times) -> dict[str, Array]:
         """By kind: (spans, n)."""
-        live, starts = self.live, np.searchsorted(self.owner, np.arange(len(as_of)))
+        live = self.live
+        starts = np.searchsorted(self.owner, np.arange(len(as_of))) if len(as_of) > 1 else FIRST
         n = np.add.reduceat(np.where(live, self.n, 0.0), starts, axis=1)
         out = {"count": n}
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -93,7 +93,7 @@ def is_number(kind: pa.DataType) -> bool:
 
 def numbers(column: pa.ChunkedArray) -> Array:
     """A column as float64; a null is NaN."""
-    return np.asarray((column if column.type == pa.float64() else column.cast(pa.float64())).to_numpy(), np.float64)
+    return np.asarray(column.to_numpy(), np.float64)
 
 
 def ints(column: pa.ChunkedArray) -> NDArray[np.int64]:

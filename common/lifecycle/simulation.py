@@ -78,7 +78,7 @@ def live(
             answered = [(event, reply_to[event.event_id].answer) for _, event in asked]
             events: list[tuple[int, Event]] = []
             for at, event in part:
-                events.append((at, event))
+                events.append((at, system.redact(event) if isinstance(event, system.request) else event))
                 if reply := reply_to.get(event.event_id):
                     events.append((at, remember(system, event, reply, answers.version, at)))
             after = log.head().position

@@ -58,8 +58,8 @@ def take(system: AnySystem, log: EventLog, snapshots: Snapshots) -> Snapshot:
 def examples(system: AnySystem, snapshot: Snapshot, world: World[Any, Any] | None = None) -> Examples[Any]:
     """Every request of a snapshot: its features as of its own time, and what was known of its outcome at the end.
 
-    An outcome counts as known only when it is mature, also if it came early: those that come early are not like
-    the others. One that our own answer hid has weight 0.
+    A label is what was told within the label delay, and is known once that is over, also if it came early: those that
+    come early are not like the others. An outcome that our own answer hid has weight 0.
     """
     table = snapshot.of(system.request)
     requests = Records(system.request, table)
@@ -86,8 +86,14 @@ def _labels(system: AnySystem, snapshot: Snapshot) -> tuple[Array, Array]:
     place = {event_id: i for i, event_id in enumerate(table["event_id"].to_pylist())}
     created = np.asarray(table["created_timestamp"].to_numpy(), np.int64)
     labels = np.full(len(place), np.nan if outcome.silence is None else outcome.silence)
-    for request, value in zip(told[outcome.request].to_pylist(), numbers(told[outcome.value]).tolist(), strict=True):
-        if request in place:  # the last word counts
+    heard = zip(
+        told[outcome.request].to_pylist(),
+        numbers(told[outcome.value]).tolist(),
+        told["created_timestamp"].to_pylist(),
+        strict=True,
+    )
+    for request, value, at in heard:
+        if request in place and at <= created[place[request]] + system.label_delay:  # the last word counts
             labels[place[request]] = value
     weights = np.ones(len(place))
     answers = zip(
@@ -142,18 +148,22 @@ def train(
     train, test = _part(system, known, spans.final, 0), _part(system, known, spans.final, 1)
     with progress.step("fit"):
         model = system.fit(train, params)
+    features = definition_digest(system.views, system.on_demand)
     with progress.step("judge on the weeks after"):
         report = system.evaluate(model, test)
         others = dict(report.baselines)
         if (champion := registry.alias(system.name, CHAMPION)) is not None:
-            live = system.load(registry.path(registry.get(system.name, champion)))
-            others[CHAMPION] = system.evaluate(live, test).metrics
+            live = registry.get(system.name, champion)
+            if live.lineage["features"] == features:
+                others[CHAMPION] = system.evaluate(system.load(registry.path(live)), test).metrics
+            else:
+                progress.say(f"  champion {champion} was fitted on other features and is not compared")
     verdicts = [gate.check(report.metrics, others) for gate in system.gates]
     lineage = {
         "snapshots": dict(snapshot.digests),
         "position": snapshot.head,
         "code": _code_revision(),
-        "features": definition_digest(system.views, system.on_demand),
+        "features": features,
         "names": list(known.names),
         "params": params,
         "study": study.study_name if study else None,

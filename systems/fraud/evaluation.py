@@ -17,6 +17,7 @@ from systems.fraud.model import Scorer, best_action, costs
 BINS = 10  # of the calibration error
 REPEATS = 200  # of the bootstrap
 LOW = 0.005  # its lower end
+FLOOD = 2  # times the analysts' budget: more would be lost on them
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Judged:
 
 
 def evaluate(config: Config, model: Scorer, examples: Examples[Payment]) -> Report:
-    """All metrics by payment whose outcome is known, weighted by how likely it was to become known."""
+    """By payment whose outcome is known; shares, costs and rankings are weighted by 1 / the chance to know it."""
     known = examples.weights > 0
     columns = examples.rows.columns
     amount = columns["amount"].to_numpy()[known]
@@ -72,11 +73,12 @@ def evaluate(config: Config, model: Scorer, examples: Examples[Payment]) -> Repo
 
 def metrics(config: Config, judged: Judged, p: Array, action: NDArray[np.int64]) -> dict[str, float]:
     """p: (n,) sorts and is judged as a probability; action: (n,) 0 approve, 1 review, 2 block."""
+    days = len(np.unique(judged.day))
+    wanted = float((action == 1).sum() / days)
     action = within_budget(config, judged, p, action)
     n = judged.weight.sum()
-    days = len(np.unique(judged.day))
     two_classes = 0 < judged.fraud.sum() < len(judged.fraud)
-    honest = judged.weight * (1 - judged.fraud)
+    honest, stolen = judged.weight * (1 - judged.fraud), judged.weight * judged.fraud
     k = config.cards_per_day
     return {
         "cost_per_1000": float(1_000 * (judged.weight * spent(config, judged, action)).sum() / n),  # EUR
@@ -84,11 +86,9 @@ def metrics(config: Config, judged: Judged, p: Array, action: NDArray[np.int64])
         "auc_roc": float(roc_auc_score(judged.fraud, p, sample_weight=judged.weight)) if two_classes else float("nan"),
         f"card_precision_at_{k}": card_precision(judged.card, judged.day, judged.fraud, p, k),
         "calibration_error": calibration_error(judged, p),
-        "reviews_per_day": float((action == 1).sum() / days),
+        "reviews_wanted_per_day": wanted,  # the analysts' budget allows fewer on some days
         "honest_blocked": float((honest * (action == 2)).sum() / honest.sum()),  # share
-        "fraud_stopped": float(
-            (judged.weight * judged.fraud * (action > 0)).sum() / max(judged.fraud.sum(), 1)
-        ),  # share
+        "fraud_stopped": float((stolen * (action > 0)).sum() / max(stolen.sum(), 1)),  # share
     }
 
 
@@ -170,12 +170,13 @@ def above(judged: Judged, p: Array, best: Array) -> float:
 
 def _segment(config: Config, judged: Judged, p: Array, price: float, group: NDArray[np.bool_]) -> dict[str, float]:
     part, p = judged.only(group), p[group]
-    action = best_action(config, p, part.amount, price)
+    action = within_budget(config, part, p, best_action(config, p, part.amount, price))
+    stolen = part.weight * part.fraud
     out = {
         "payments": float(group.sum()),
         "frauds": float(part.fraud.sum()),
         "cost_per_1000": float(1_000 * (part.weight * spent(config, part, action)).sum() / part.weight.sum()),
-        "fraud_stopped": float((part.fraud * (action > 0)).sum() / max(part.fraud.sum(), 1)),
+        "fraud_stopped": float((stolen * (action > 0)).sum() / max(stolen.sum(), 1)),
     }
     if 0 < part.fraud.sum() < len(p):
         out["average_precision"] = float(average_precision_score(part.fraud, p, sample_weight=part.weight))
@@ -190,6 +191,6 @@ def gates(config: Config) -> tuple[Gate, ...]:
         Gate(metric="cost_per_1000", limit=1.02, better="lower", against=CHAMPION),
         # a wave of fraud surprises every model; being surprised much more than the simplest one is this one's fault
         Gate(metric="calibration_error", limit=1.5, better="lower", against="logistic_regression"),
-        Gate(metric="reviews_per_day", limit=config.reviews_per_day, better="lower"),
+        Gate(metric="reviews_wanted_per_day", limit=FLOOD * config.reviews_per_day, better="lower"),
         Gate(metric="above_ceiling", limit=0.0, better="lower"),
     )

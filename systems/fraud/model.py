@@ -23,7 +23,7 @@ from systems.fraud.data import Payment
 from systems.fraud.features import reason
 
 LATER = 0.2  # share of the training payments, the latest, kept to stop early, to calibrate and to price reviews
-REASONS = 3
+MOST_REASONS = 3
 SMALLEST = 1e-6  # a probability of 0 or 1 would be a certainty that no data can give
 
 
@@ -121,7 +121,7 @@ class Scorer:
         for i in np.flatnonzero(share > 0):
             code = reason(self.names[i])
             weight[code] = weight.get(code, 0.0) + float(share[i])
-        return tuple(sorted(weight, key=lambda code: (-weight[code], code))[:REASONS])
+        return tuple(sorted(weight, key=lambda code: (-weight[code], code))[:MOST_REASONS])
 
     def save(self, folder: Path) -> None:
         self.booster.save_model(folder / "trees.txt")

@@ -1,0 +1,86 @@
+"""What a person types: one clear line for a mistake, one document for a machine."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.cli import main
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MLSYS_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "line"),
+    [
+        (["train", "frod"], 2, "argument SYSTEM: invalid choice: 'frod' (choose from"),
+        (["tarin", "fraud"], 2, "invalid choice: 'tarin'"),
+        (["train"], 2, "the following arguments are required: SYSTEM"),
+        ([], 2, "the following arguments are required: COMMAND"),
+        (["train", "fraud", "--tnue", "3"], 2, "unrecognized arguments: --tnue 3"),
+        (["train", "fraud", "--tune", "-3"], 2, "argument --tune: must be a whole number >= 0, got '-3'"),
+        (["train", "fraud", "--tune", "many"], 2, "argument --tune: must be a whole number >= 0, got 'many'"),
+        (["train", "fraud", "--preset", "tiny"], 2, "argument --preset: invalid choice: 'tiny'"),
+        (["promote", "fraud", "4f0c1a"], 1, "fraud: no version '4f0c1a'; there are: none"),
+        (["rollback", "fraud"], 1, "fraud: no previous champion to go back to"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(
+    argv: list[str], status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("mlsys: ")
+    assert line in err
+    assert err.count("\n") == 1
+
+
+def test_a_missing_data_set_says_what_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLSYS_DATA_DIR", str(tmp_path))
+    assert main(["benchmark", "fraud"]) == 1
+    err = capsys.readouterr().err
+    assert "MLSYS_DATA_DIR" in err
+    assert "Traceback" not in err
+
+
+def test_a_bad_setting_names_the_variable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLSYS_SYSTEMS", "no_such_package")
+    assert main(["list"]) == 1
+    assert capsys.readouterr().err == "mlsys: MLSYS_SYSTEMS: no package 'no_such_package' can be imported\n"
+
+
+def test_help_shows_examples_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    assert "mlsys run fraud" in capsys.readouterr().out
+
+
+def test_the_whole_loop_promotes_and_can_be_taken_back(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(*argv: str) -> dict[str, object]:
+        assert main([*argv, "--json"]) == 0
+        document: dict[str, object] = json.loads(capsys.readouterr().out)
+        return document
+
+    run = said("run", "fraud", "--tune", "1")
+    first = run["version"]
+    assert run["champion"] == first
+    served = run["served"]
+    assert isinstance(served, dict)
+    assert served["online_offline_gap"] < 1e-9
+    assert served["requests"] > 0
+
+    second = said("train", "fraud", "--seed", "1")["version"]
+    assert said("versions", "fraud")["versions"][0]["aliases"] == ["champion"]  # type: ignore[index]
+    assert said("promote", "fraud", str(second)[:6], "--why", "another world")["champion"] == second
+    assert said("rollback", "fraud")["champion"] == first
+    assert [row["what"] for row in said("versions", "fraud")["audit"]] == ["promote", "promote", "rollback"]  # type: ignore[index]
+    assert said("list")["systems"] == [{"name": "fraud", "champion": first, "versions": 2}]
+    assert len(said("trials", "fraud")["trials"]) == 1  # type: ignore[arg-type]

@@ -1,0 +1,90 @@
+"""The house keeps its own rules: borders, names, links, and numbers that a run has made."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from common.cli import _parser
+from common.system import find, names
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("systems/**/*.md")))
+ROOMS = {"config", "data", "features", "model", "serving", "evaluation", "monitoring", "benchmark", "system"}
+
+
+def test_common_names_no_system() -> None:
+    for path in (ROOT / "common").rglob("*.py"):
+        told = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
+        assert not told & set(names("systems")), path
+
+
+@pytest.mark.parametrize("name", names("systems"))
+def test_every_system_has_the_same_rooms(name: str) -> None:
+    folder = ROOT / "systems" / name
+    assert {p.stem for p in folder.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()} - {
+        "__init__"
+    } == ROOMS
+
+
+@pytest.mark.parametrize("name", names("systems"))
+def test_both_presets_can_be_built(name: str) -> None:
+    small, full = (find("systems", name, preset) for preset in ("small", "full"))
+    assert small.name == full.name == name
+    assert full.history[1] - full.history[0] > small.history[1] - small.history[0]
+
+
+def test_only_the_clock_asks_for_the_time() -> None:
+    for folder in ("common", "systems"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.name != "clock.py":
+                assert not re.search(
+                    r"\btime\.(time|monotonic|perf_counter)|datetime\.(now|today|utcnow)", path.read_text()
+                ), path
+
+
+def test_nothing_is_pickled() -> None:
+    reader = ROOT / "systems" / "fraud" / "benchmark" / "prepare.py"  # reads the published pickles, by an allow-list
+    for folder in ("common", "systems"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path != reader:
+                assert not re.search(r"\b(import|from) (pickle|joblib|dill|cloudpickle)\b", path.read_text()), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_command_in_a_page_exists(page: Path) -> None:
+    """A line of a shell block, or `mlsys ...` in the text, is a command that is parsed; `make X` is a target."""
+    text = page.read_text()
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.S)
+    lines = [line.split("#")[0].strip(" $") for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"`((?:mlsys|make) [^`]+)`", text)
+    makefile = (ROOT / "Makefile").read_text()
+    for line in lines:
+        words = line.split()
+        if words[:1] == ["mlsys"] and not any(w.isupper() or w.endswith("...") for w in words):
+            _parser(names("systems")).parse_args(words[1:])
+        if words[:1] == ["make"]:
+            assert all(
+                re.search(rf"^(\.PHONY:.*\b)?{w}\b", makefile, re.M) or w in names("systems") for w in words[1:2]
+            ), line
+
+
+def test_every_number_in_the_readme_comes_from_a_committed_run() -> None:
+    """A figure stands as <!-- file:path -->value; the value is that of docs/results/file.json, as written."""
+    found = re.findall(r"<!-- ([\w-]+):([^ ]+) -->\s*([-\d.,]+)", (ROOT / "README.md").read_text())
+    assert found, "the README shows no measured number"
+    for name, path, said in found:
+        value = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+        for key in path.split("."):
+            value = value[key.replace(":", "/")]
+        decimals = len(said.rstrip(".,").partition(".")[2])
+        assert f"{value:,.{decimals}f}" == said.rstrip(".,"), (path, value, said)
