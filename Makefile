@@ -11,7 +11,7 @@ ifneq ($(wildcard ../shared/data),)
 export MLSYS_DATA_DIR ?= $(abspath ../shared/data)
 endif
 
-.PHONY: setup demo test check bench bench-full lock clean $(SYSTEMS)
+.PHONY: setup demo test check bench bench-full results lock clean $(SYSTEMS)
 
 setup: $(READY)
 
@@ -42,6 +42,13 @@ bench: $(READY)
 
 bench-full: bench
 	$(BIN)/mlsys run fraud --preset full
+
+# The figures that the pages show: run on a quiet machine, look at the difference, commit.
+results: $(READY)
+	MLSYS_HOME=$$(mktemp -d) $(BIN)/mlsys run fraud --json > docs/results/run.json
+	$(BIN)/mlsys benchmark fraud --json > docs/results/benchmark.json
+	$(BIN)/python -m benchmarks.features --json > docs/results/features.json
+	$(BIN)/python -m benchmarks.document
 
 # What was tested, as constraints: run after a change of pyproject.toml, then make test.
 lock: $(READY)

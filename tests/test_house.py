@@ -1,17 +1,17 @@
 """The house keeps its own rules: borders, names, links, and numbers that a run has made."""
 
 import ast
-import json
 import re
 from pathlib import Path
 
 import pytest
 
+from benchmarks.document import MARK, figure, pages
 from common.cli import _parser
 from common.system import find, names
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(p for p in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("systems/**/*.md")))
+PAGES = pages()
 ROOMS = {"config", "data", "features", "model", "serving", "evaluation", "monitoring", "benchmark", "system"}
 
 
@@ -78,13 +78,7 @@ def test_every_command_in_a_page_exists(page: Path) -> None:
             ), line
 
 
-def test_every_number_in_the_readme_comes_from_a_committed_run() -> None:
-    """A figure stands as <!-- file:path -->value; the value is that of docs/results/file.json, as written."""
-    found = re.findall(r"<!-- ([\w-]+):([^ ]+) -->\s*([-\d.,]+)", (ROOT / "README.md").read_text())
-    assert found, "the README shows no measured number"
-    for name, path, said in found:
-        value = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
-        for key in path.split("."):
-            value = value[key.replace(":", "/")]
-        decimals = len(said.rstrip(".,").partition(".")[2])
-        assert f"{value:,.{decimals}f}" == said.rstrip(".,"), (path, value, said)
+def test_every_measured_number_in_a_page_is_that_of_a_committed_run() -> None:
+    marks = [(page.name, *mark) for page in PAGES for mark in MARK.findall(page.read_text())]
+    assert {name for name, *_ in marks} >= {"README.md"}
+    assert [(page, path, said) for page, _, name, path, said in marks if figure(name, path, said) != said] == []

@@ -71,7 +71,7 @@ def test_the_price_of_a_review_lets_in_just_what_the_analysts_can_look_at() -> N
     price = model.review_price(SMALL, p, amount, days=30)
     wanted = (model.best_action(SMALL, p, amount, price) == 1).sum()
     assert price > 0
-    assert 0.98 * 30 * SMALL.reviews_per_day <= wanted <= 30 * SMALL.reviews_per_day
+    assert 0.98 * 30 * SMALL.reviews_per_day <= wanted <= 30 * SMALL.reviews_per_day + 1
 
 
 def judged(fraud: list[float], amount: list[float] | None = None, day: list[int] | None = None) -> evaluation.Judged:
@@ -96,9 +96,9 @@ def test_analysts_look_at_no_more_than_they_can_in_a_day() -> None:
 
 
 def test_a_perfectly_stated_probability_has_no_calibration_error_and_a_doubled_one_has() -> None:
-    fraud = [1.0] * 10 + [0.0] * 990
-    assert evaluation.calibration_error(judged(fraud), np.full(1000, 0.01)) == pytest.approx(0, abs=2e-3)
-    assert evaluation.calibration_error(judged(fraud), np.full(1000, 0.02)) == pytest.approx(0.01, abs=2e-3)
+    fraud = ([1.0] + [0.0] * 99) * 100
+    assert evaluation.calibration_error(judged(fraud), np.full(10_000, 0.01)) == pytest.approx(0, abs=2e-3)
+    assert evaluation.calibration_error(judged(fraud), np.full(10_000, 0.02)) == pytest.approx(0.01, abs=2e-3)
 
 
 def test_a_model_that_knows_the_answers_is_above_any_ceiling_and_an_honest_one_is_not() -> None:
@@ -111,9 +111,15 @@ def test_a_model_that_knows_the_answers_is_above_any_ceiling_and_an_honest_one_i
 
 @pytest.mark.parametrize(
     ("field", "value", "rule"),
-    [("amount", "-5", "greater than 0"), ("amount", "NaN", "finite number"), ("amount", '"50"', "valid number"),
-     ("category", '"boats"', "'groceries'"), ("card_id", '""', "at least 1 character"), ("iban", '"x"', "not permitted")],
-)  # fmt: skip
+    [
+        ("amount", "-5", "greater than 0"),
+        ("amount", "NaN", "finite number"),
+        ("amount", '"50"', "valid number"),
+        ("category", '"boats"', "'groceries'"),
+        ("card_id", '""', "at least 1 character"),
+        ("iban", '"x"', "not permitted"),
+    ],
+)
 def test_a_bad_payment_is_refused_with_field_rule_and_value(field: str, value: str, rule: str) -> None:
     fields = {k: f'"{v}"' if isinstance(v, str) else str(v) for k, v in PAYMENT.model_dump().items()} | {field: value}
     body = "{" + ", ".join(f'"{k}": {v}' for k, v in fields.items()) + "}"
