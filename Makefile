@@ -45,6 +45,7 @@ bench-full: bench
 
 # The figures that the pages show: run on a quiet machine, look at the difference, commit.
 results: $(READY)
+	mkdir -p docs/results
 	MLSYS_HOME=$$(mktemp -d) $(BIN)/mlsys run fraud --json > docs/results/run.json
 	MLSYS_HOME=$$(mktemp -d) $(BIN)/mlsys run fraud --preset full --tune 0 --json > docs/results/full.json
 	$(BIN)/mlsys benchmark fraud --json > docs/results/benchmark.json

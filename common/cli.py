@@ -4,7 +4,9 @@ import argparse
 import getpass
 import json
 import math
+import os
 import resource
+import sqlite3
 import sys
 import tempfile
 from collections import Counter
@@ -38,13 +40,13 @@ WIDTH = 160  # columns, where stdout is no terminal
 
 EXAMPLES = """examples:
   mlsys list                          the systems and their live versions
-  mlsys run fraud                     the whole loop once, narrated
-  mlsys train fraud --tune 20         train after 20 trials, publish, do not promote
-  mlsys trials fraud                  what was tried and what came of it
-  mlsys versions fraud                what was published, what is live
-  mlsys promote fraud 4f0c1a          make a version live, if it cleared its gates
-  mlsys rollback fraud                make the version before it live again
-  mlsys benchmark fraud               a public data set, beside the published numbers
+  mlsys run {system}                     the whole loop once, narrated
+  mlsys train {system} --tune 20         train after 20 trials, publish, do not promote
+  mlsys trials {system}                  what was tried and what came of it
+  mlsys versions {system}                what was published, what is live
+  mlsys promote {system} 4f0c1a          make a version live, if it cleared its gates
+  mlsys rollback {system}                make the version before it live again
+  mlsys benchmark {system}               a public data set, beside the published numbers
 
 State lies under MLSYS_HOME (default .mlsys), public data under MLSYS_DATA_DIR.
 Exit status: 0, 1 when the work failed, 2 for wrong usage."""
@@ -57,14 +59,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings()
         arguments = _parser(names(settings.systems)).parse_args(argv)
         document = arguments.run(_Desk(settings, arguments), arguments)
+        if arguments.json:
+            said = {**document, "seconds": round((stopwatch() - start) / SECOND, 3)}
+            print(json.dumps(_without_nan(said), indent=2), flush=True)
     except BadSetting as error:
         return _fail(str(error), 2)
     except PlatformError as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
-    if arguments.json:
-        print(json.dumps(_without_nan({**document, "seconds": round((stopwatch() - start) / SECOND, 3)}), indent=2))
+    except BrokenPipeError:  # whoever read the output has seen enough; Python must not try to flush the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, sqlite3.Error) as error:
+        return _fail(f"{type(error).__name__}: {error}; MLSYS_HOME is {settings.home}", 1)
     return 0
 
 
@@ -77,6 +85,9 @@ class _Desk:
         self.out = Console(quiet=arguments.json, highlight=False, width=width)
         self.progress = Progress()
         self.snapshots = Snapshots(settings.home / "snapshots")
+        for name in ("database_url", "redis_url", "ray_address"):
+            if getattr(settings, name) is not None:
+                self.progress.say(f"MLSYS_{name.upper()} is not used yet: all state is embedded, under {settings.home}")
 
     @contextmanager
     def registry(self) -> Iterator[Registry]:
@@ -108,7 +119,8 @@ def _world(desk: _Desk, system: AnySystem, seed: int) -> Iterator[_Simulation]:
         with EventLog(Path(folder) / "log.db", clock, (*system.events, Answered)) as log:
             world = system.world(seed, None)
             rule = ByRule(system.degraded[-1])
-            live(system, world, log, rule, system.history, batch=1_000, progress=desk.progress)
+            for _ in live(system, world, log, rule, system.history, batch=1_000, progress=desk.progress):
+                pass
             yield _Simulation(world, log, Path(folder))
 
 
@@ -128,15 +140,18 @@ def _list(desk: _Desk, arguments: argparse.Namespace) -> Document:
 def _train(desk: _Desk, arguments: argparse.Namespace) -> Document:
     system = desk.system(arguments)
     with _world(desk, system, arguments.seed) as simulated, desk.registry() as registry:
-        trained = _trained(desk, system, simulated, registry, arguments.tune)
+        trained = _trained(desk, system, simulated, registry, arguments)
     _show_report(desk, trained)
     return _trained_document(arguments, trained)
 
 
-def _trained(desk: _Desk, system: AnySystem, simulated: _Simulation, registry: Registry, tune: int) -> Trained:
+def _trained(
+    desk: _Desk, system: AnySystem, simulated: _Simulation, registry: Registry, arguments: argparse.Namespace
+) -> Trained:
     return train(
         system, simulated.log, desk.snapshots, registry,
-        trials=desk.trials(system.name), tune=tune, world=simulated.world, progress=desk.progress,
+        trials=desk.trials(system.name), tune=arguments.tune, world=simulated.world,
+        origin={"preset": arguments.preset, "world_seed": arguments.seed}, progress=desk.progress,
     )  # fmt: skip
 
 
@@ -147,7 +162,7 @@ def _trained_document(arguments: argparse.Namespace, trained: Trained) -> Docume
         "seed": arguments.seed,
         "version": trained.version.name,
         "digest": trained.version.digest,
-        "rows": trained.rows,
+        "examples": trained.rows,
         "params": trained.params,
         **asdict(trained.report),
         "gates": [{"passed": v.passed, "message": v.message} for v in trained.version.verdicts],
@@ -178,13 +193,13 @@ def _run(desk: _Desk, arguments: argparse.Namespace) -> Document:
     with _world(desk, system, arguments.seed) as simulated, desk.registry() as registry:
         out.print(f"   The log holds {simulated.log.head().position:,} events.")
         out.print(f"[bold]2. A model is trained[/] on what was known at each moment, after {arguments.tune} trials.")
-        trained = _trained(desk, system, simulated, registry, arguments.tune)
+        revision = registry.revision(system.name)  # whoever promotes meanwhile wins
+        trained = _trained(desk, system, simulated, registry, arguments)
         out.print("[bold]3. It is judged[/] on later weeks, against what it must beat and the best that is possible.")
         _show_report(desk, trained)
         name = trained.version.name
-        revision = registry.revision(system.name)
         why = f"cleared its gates on {trained.report.rows} requests"
-        registry.promote(system.name, name, who=getpass.getuser(), why=why, expected=revision)
+        registry.promote(system.name, name, who=_who(), why=why, expected=revision)
         out.print(f"[bold]4. It is promoted[/]: champion is {name}.")
         out.print("[bold]5. It answers[/] for a day, one request at a time, from the online features.")
         served = _serve_a_day(desk, system, simulated, registry, name)
@@ -203,7 +218,8 @@ def _serve_a_day(desk: _Desk, system: AnySystem, simulated: _Simulation, registr
                 store.push(kind, log.read(kind))
         day = (system.history[1], system.history[1] + DAY)
         by_model = ByService(Service(system, model, name, store))
-        said = live(system, simulated.world, log, by_model, day, batch=1, progress=desk.progress)
+        batches = live(system, simulated.world, log, by_model, day, batch=1, progress=desk.progress)
+        said = [answered for batch in batches for answered in batch]
     gap = online_offline_gap(system, take(system, log, desk.snapshots), name)
     counts = _show_answers(desk, system, said)
     desk.out.print(f"   Online and offline features differ by at most {gap:.1e}, relative to their size.")
@@ -253,9 +269,8 @@ def _versions(desk: _Desk, arguments: argparse.Namespace) -> Document:
         table.add_row(v.name, _time(v.created), ", ".join(said[v.name]), passed, metrics)
     desk.out.print(table)
     for row in audit:
-        desk.out.print(
-            f"{_time(row.created)} {row.who}: {row.what} {row.was or 'nothing'} -> {row.became or 'nothing'}, {row.why}"
-        )
+        change = f"{row.what} {row.was or 'nothing'} -> {row.became or 'nothing'}"
+        desk.out.print(f"{_time(row.created)} {row.who}: {change}, {row.why}", markup=False)
     return {
         "system": arguments.system,
         "versions": [
@@ -281,7 +296,7 @@ def _promote(desk: _Desk, arguments: argparse.Namespace) -> Document:
         revision = registry.promote(
             arguments.system,
             arguments.version,
-            who=getpass.getuser(),
+            who=_who(),
             why=why,
             expected=revision,
             force=arguments.force,
@@ -292,9 +307,7 @@ def _promote(desk: _Desk, arguments: argparse.Namespace) -> Document:
 def _rollback(desk: _Desk, arguments: argparse.Namespace) -> Document:
     with desk.registry() as registry:
         why = arguments.why or "rolled back by hand"
-        revision = registry.rollback(
-            arguments.system, who=getpass.getuser(), why=why, expected=registry.revision(arguments.system)
-        )
+        revision = registry.rollback(arguments.system, who=_who(), why=why)
         return _champion(desk, registry, arguments.system, revision)
 
 
@@ -307,7 +320,6 @@ def _champion(desk: _Desk, registry: Registry, system: str, revision: int) -> Do
 def _benchmark(desk: _Desk, arguments: argparse.Namespace) -> Document:
     system = desk.system(arguments)
     with desk.progress.step(f"benchmark of {system.name}"):
-        start = stopwatch()
         result = system.benchmark(desk.settings.data_dir)
     for protocol, methods in result.published.items():
         keys = [key for key in result.metrics if key.startswith(f"{protocol}/")]
@@ -319,12 +331,21 @@ def _benchmark(desk: _Desk, arguments: argparse.Namespace) -> Document:
     return {
         "system": system.name,
         **asdict(result),
-        "seconds": round((stopwatch() - start) / SECOND, 1),
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 
 
+def _who() -> str:
+    """For the audit trail."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # in a container, the number may have no name
+        return f"uid {os.getuid()}"
+
+
 def _number(value: Any) -> str:
+    if isinstance(value, str):
+        return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     return f"{value:,.4g}" if isinstance(value, float) and abs(value) < 10_000 else f"{value:,.0f}"
@@ -355,19 +376,25 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 0, got {text!r}")
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 999999999, got {text[:20]!r}")
     return int(text)
 
 
 def _parser(systems: Sequence[str]) -> argparse.ArgumentParser:
+    system = next(iter(systems), "SYSTEM")  # in examples
     style: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-    parser = _Parser(prog="mlsys", description="Machine-learning systems on one platform.", epilog=EXAMPLES, **style)
+    parser = _Parser(
+        prog="mlsys",
+        description="Machine-learning systems on one platform.",
+        epilog=EXAMPLES.format(system=system),
+        **style,
+    )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[_Desk, argparse.Namespace], Document], summary: str, example: str) -> _Parser:
         sub: _Parser = commands.add_parser(
-            name, help=summary, description=summary, epilog=f"example:\n  {example}", **style
+            name, help=summary, description=summary, epilog=f"example:\n  mlsys {name} {example}", **style
         )
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -375,24 +402,24 @@ def _parser(systems: Sequence[str]) -> argparse.ArgumentParser:
             sub.add_argument("system", choices=systems, metavar="SYSTEM", help=f"one of {', '.join(systems)}")
         return sub
 
-    command("list", _list, "the systems, their live versions", "mlsys list --json")
+    command("list", _list, "the systems, their live versions", "--json")
     for name, run, summary, tune in (
         ("run", _run, "the whole loop once, narrated", 5),
         ("train", _train, "train a version and publish it", 0),
     ):
-        sub = command(name, run, summary, f"mlsys {name} fraud --preset small --seed 1")
+        sub = command(name, run, summary, f"{system} --preset small --seed 1")
         sub.add_argument(
             "--preset", choices=("small", "full"), default="small", help="how large a world (default small)"
         )
         sub.add_argument("--seed", type=_count, default=0, help="of the world (default 0)")
         sub.add_argument("--tune", type=_count, default=tune, metavar="N", help=f"Optuna trials (default {tune})")
-    command("trials", _trials, "what tuning tried, and what came of it", "mlsys trials fraud")
-    command("versions", _versions, "what was published, what is live, who changed it", "mlsys versions fraud --json")
-    sub = command("promote", _promote, "make a version live", "mlsys promote fraud 4f0c1a --why 'better on new cards'")
+    command("trials", _trials, "what tuning tried, and what came of it", system)
+    command("versions", _versions, "what was published, what is live, who changed it", f"{system} --json")
+    sub = command("promote", _promote, "make a version live", f"{system} 4f0c1a --why 'better on new cards'")
     sub.add_argument("version", metavar="VERSION", help="its name, or the first 4 digits of it or more")
     sub.add_argument("--why", help="for the audit trail")
     sub.add_argument("--force", action="store_true", help="although it missed a gate; the audit trail says so")
-    sub = command("rollback", _rollback, "make the version before it live again", "mlsys rollback fraud")
+    sub = command("rollback", _rollback, "make the version before it live again", system)
     sub.add_argument("--why", help="for the audit trail")
     command(
         "benchmark", _benchmark, "the public data set, beside the published numbers", "mlsys benchmark fraud --json"

@@ -112,7 +112,7 @@ class Records(Sequence[R], Generic[R]):
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             if step != 1:
-                return Records(self.record, self.table.take(range(start, stop, step)))
+                return Records(self.record, self.table.take(pa.array(range(start, stop, step), pa.int64())))
             return Records(self.record, self.table.slice(start, max(0, stop - start)))
         if not -len(self) <= index < len(self):
             raise IndexError(index)

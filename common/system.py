@@ -231,7 +231,7 @@ def names(package: str) -> list[str]:
         found = importlib.import_module(package)
     except ModuleNotFoundError:
         raise NotFound(f"MLSYS_SYSTEMS: no package {package!r} can be imported") from None
-    return sorted(m.name for m in pkgutil.iter_modules(found.__path__) if m.ispkg)
+    return sorted(m.name for m in pkgutil.iter_modules(getattr(found, "__path__", [])) if m.ispkg)
 
 
 def find(package: str, name: str, preset: str = "small") -> AnySystem:

@@ -191,7 +191,10 @@ class _Timeline:
 
     def distinct(self, a: Aggregation, live: _Intervals) -> Array:
         """A value is live as long as one of its events is: join overlapping intervals, then count them."""
-        values = self.events[a.column].combine_chunks().dictionary_encode().indices
+        column = self.events[a.column]
+        if pa.types.is_floating(column.type):
+            column = pc.add(column, 0.0)  # -0.0 is 0.0
+        values = column.combine_chunks().dictionary_encode().indices
         value = np.asarray(pc.fill_null(values, -1))[live.event]
         order = np.lexsort((live.first, value, self.base[live.event]))
         first, last, value, base = live.first[order], live.last[order], value[order], self.base[live.event][order]

@@ -5,6 +5,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -62,6 +63,8 @@ class FeatureView:
         for column in self.entity:
             if column not in columns.names:
                 raise BadDefinition(f"{self.name}: entity: {self.source.__name__} has no column {column!r}")
+            if columns.field(column).nullable or pa.types.is_floating(columns.field(column).type):
+                raise BadDefinition(f"{self.name}: entity: {column!r} must be required and no float")
         for a in self.aggregations:
             if a.column is None:
                 continue
@@ -71,6 +74,12 @@ class FeatureView:
                 raise BadDefinition(f"{self.name}.{a.name}: column: {a.kind} needs a number, {a.column!r} is none")
         if len({a.name for a in self.aggregations}) != len(self.aggregations):
             raise BadDefinition(f"{self.name}: two aggregations have the same name")
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that decides what its values mean."""
+        said = (self.name, str(arrow_schema(self.source)), self.entity, [asdict(a) for a in self.aggregations])
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -137,10 +146,14 @@ def _codes(column: pa.ChunkedArray, known: tuple[str, ...]) -> Array:
     return numbers(pc.index_in(column, pa.array(known)))
 
 
-def definition_digest(views: Sequence[FeatureView], on_demand: Sequence[OnDemand]) -> str:
-    """Changes when the meaning of a feature may have changed: definitions, versions, or the code of a function."""
+def definition_digest(request: type[Record], views: Sequence[FeatureView], on_demand: Sequence[OnDemand]) -> str:
+    """Changes with definitions, versions, declared choices and the code of functions.
+
+    A constant or a helper that a function uses is not seen: raise the function's version when one changes.
+    """
     said = [
-        [(v.name, v.source.__name__, v.entity, [asdict(a) for a in v.aggregations]) for v in views],
+        [view.digest for view in views],
         [(f.name, f.inputs, f.version, inspect.getsource(f.compute)) for f in on_demand],
+        [(name, choices(request, name)) for f in on_demand for name in f.inputs],
     ]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

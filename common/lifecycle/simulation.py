@@ -63,12 +63,12 @@ def live(
     *,
     batch: int,
     progress: Progress,
-) -> list[tuple[Any, Answer]]:
+) -> Iterator[list[tuple[Any, Answer]]]:
     """Let the world go on over a span of time, us, hour by hour: it asks, somebody answers, outcomes come.
 
-    At most `batch` requests are answered at once. Each is logged as it arrives, and its answer beside it.
+    At most `batch` requests are answered at once. Each is logged as it arrives, and its answer beside it. Yields what
+    was answered, batch by batch; nothing happens unless somebody asks for the next one.
     """
-    said: list[tuple[Any, Answer]] = []
     for hour in progress.over(range(span[0], span[1], HOUR), "the world lives"):
         for part in _batches(system, world.arrivals(min(hour + HOUR, span[1])), batch):
             asked = [(at, event) for at, event in part if isinstance(event, system.request)]
@@ -85,8 +85,7 @@ def live(
             log.append([event for _, event in events], [at for at, _ in events])
             answers.heard(log, after)
             world.react(answered)
-            said += answered
-    return said
+            yield answered
 
 
 def _batches(system: AnySystem, arrivals: Sequence[Arrival], batch: int) -> Iterator[list[Arrival]]:
@@ -94,7 +93,7 @@ def _batches(system: AnySystem, arrivals: Sequence[Arrival], batch: int) -> Iter
     requests = 0
     for arrival in arrivals:
         if isinstance(arrival.event, system.request):
-            if requests == batch:
+            if requests == batch or (part and not requests):  # what was heard before a request is part of its features
                 yield part
                 part, requests = [], 0
             requests += 1

@@ -16,8 +16,8 @@ from optuna.storages.journal import JournalFileBackend
 
 from common.data.log import EventLog
 from common.data.snapshots import Snapshots
-from common.data.splits import Split, forward
-from common.errors import BadSetting, NotFound
+from common.data.splits import Forward, Split, forward
+from common.errors import BadBundle, BadSetting, NotFound
 from common.features import offline
 from common.features.view import Array, assemble, definition_digest, feature_names, numbers
 from common.monitoring import sketches
@@ -27,7 +27,7 @@ from common.registry.registry import Registry, Version
 from common.schema import Event, Records
 from common.system import Answered, AnySystem, Examples, Params, Report, RowError, Rows, World
 
-SEED = 0
+SEED = 0  # of tuning; what else is drawn is drawn by the seeds of the configuration
 SCORED = 2_000  # requests whose scores are the reference
 
 
@@ -123,41 +123,35 @@ def train(
     trials: Path,
     tune: int,
     world: World[Any, Any] | None,
+    origin: Mapping[str, str | int],
     progress: Progress,
 ) -> Trained:
     """Train on a snapshot of the log and publish what came out, whether it clears the gates or not.
 
     `tune` Optuna trials choose the parameters on a validation span inside the training part; the test span is
-    looked at once. The model that is judged is the model that is published.
+    looked at once. The model that is judged is the model that is published. `origin` says in the lineage where the
+    log came from.
     """
     with progress.step("snapshot"):
         snapshot = take(system, log, snapshots)
     with progress.step("features as of each request"):
         known = examples(system, snapshot, world)
-    if not len(known):
-        raise NotFound(f"{system.name}: the log holds no {system.request.__name__}")
-    spans = forward(
-        int(known.as_of[0]), snapshot.at - system.label_delay,
-        label_delay=system.label_delay, test_span=system.test_span, validation_span=system.validation_span,
-    )  # fmt: skip
+    tuning, final = spans(system, snapshot, known)
+    features = definition_digest(system.request, system.views, system.on_demand)
+    champion = _comparable(system, registry, features, progress)
     params = dict(system.params)
     study = None
     if tune:
-        study = _tune(system, known, spans.tuning, trials, tune, progress)
+        study = _tune(system, known, tuning, trials, tune, progress)
         params |= study.best_params
-    train, test = _part(system, known, spans.final, 0), _part(system, known, spans.final, 1)
+    train, test = _part(system, known, final, 0), _part(system, known, final, 1)
     with progress.step("fit"):
         model = system.fit(train, params)
-    features = definition_digest(system.views, system.on_demand)
     with progress.step("judge on the weeks after"):
         report = system.evaluate(model, test)
         others = dict(report.baselines)
-        if (champion := registry.alias(system.name, CHAMPION)) is not None:
-            live = registry.get(system.name, champion)
-            if live.lineage["features"] == features:
-                others[CHAMPION] = system.evaluate(system.load(registry.path(live)), test).metrics
-            else:
-                progress.say(f"  champion {champion} was fitted on other features and is not compared")
+        if champion is not None:
+            others[CHAMPION] = system.evaluate(system.load(registry.path(champion)), test).metrics
     verdicts = [gate.check(report.metrics, others) for gate in system.gates]
     lineage = {
         "snapshots": dict(snapshot.digests),
@@ -168,8 +162,10 @@ def train(
         "params": params,
         "study": study.study_name if study else None,
         "seed": SEED,
-        "train": list(spans.final.train),
-        "test": list(spans.final.test),
+        "origin": dict(origin),
+        "train": list(final.train),
+        "test": list(final.test),
+        CHAMPION: champion.name if champion else None,  # that it was judged against
     }
     with progress.step("publish"), tempfile.TemporaryDirectory() as folder:
         model.save(Path(folder))
@@ -183,6 +179,29 @@ def train(
         sketches.save(seen, Path(folder))
         version = registry.publish(system.name, Path(folder), asdict(report), lineage, verdicts)
     return Trained(version, report, params, {"train": len(train), "test": len(test)})
+
+
+def spans(system: AnySystem, snapshot: Snapshot, known: Examples[Any]) -> Forward:
+    """What is learned from and what is judged on; raises BadSetting when the log is too short for it."""
+    if not len(known):
+        raise NotFound(f"{system.name}: the log holds no {system.request.__name__}")
+    return forward(
+        int(known.as_of[0]), snapshot.at - system.label_delay,
+        label_delay=system.label_delay, test_span=system.test_span, validation_span=system.validation_span,
+    )  # fmt: skip
+
+
+def _comparable(system: AnySystem, registry: Registry, features: str, progress: Progress) -> Version | None:
+    """The champion, verified, if it can be judged on the features of the day."""
+    name = registry.alias(system.name, CHAMPION)
+    if name is None:
+        return None
+    champion = registry.get(system.name, name)
+    registry.path(champion)
+    if champion.lineage["features"] == features:
+        return champion
+    progress.say(f"  champion {name} was fitted on other features and cannot be compared")
+    return None
 
 
 def _part(system: AnySystem, known: Examples[Any], split: Split, which: int) -> Examples[Any]:
@@ -199,7 +218,7 @@ def _tune(
     train, validation = _part(system, known, split, 0), _part(system, known, split, 1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trials.parent.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(trials)))
+    storage = _journal(trials)
     study = optuna.create_study(
         study_name=f"{system.name}-{len(optuna.get_all_study_names(storage)) + 1}",
         storage=storage,
@@ -217,11 +236,18 @@ def _tune(
     return study
 
 
+def _journal(path: Path) -> JournalStorage:
+    try:
+        return JournalStorage(JournalFileBackend(str(path)))
+    except ValueError:
+        raise BadBundle(f"{path}: must be an Optuna journal; move it away to start a new one") from None
+
+
 def trials(path: Path) -> list[dict[str, Any]]:
     """Every trial of every study, oldest first."""
     if not path.exists():
         return []
-    storage = JournalStorage(JournalFileBackend(str(path)))
+    storage = _journal(path)
     return [
         {
             "study": study.study_name,
@@ -246,12 +272,11 @@ def online_offline_gap(system: AnySystem, snapshot: Snapshot, version: str) -> f
     known = examples(system, snapshot)
     place = {event_id: i for i, event_id in enumerate(snapshot.of(system.request)["event_id"].to_pylist())}
     rows = [place[request] for request in said["request_id"].to_pylist()]
-    offline = known.x[rows]
-    online = numbers(pc.list_flatten(said["features"])).reshape(offline.shape)
-    offline = np.where(np.isfinite(offline), offline, np.nan)
-    if (np.isnan(online) != np.isnan(offline)).any():
+    wanted = np.where(np.isfinite(known.x[rows]), known.x[rows], np.nan)
+    seen = numbers(pc.list_flatten(said["features"])).reshape(wanted.shape)
+    if (np.isnan(seen) != np.isnan(wanted)).any():
         return float("inf")
-    return float(np.nanmax(np.abs(online - offline) / np.maximum(1, np.abs(offline))))
+    return float(np.nanmax(np.abs(seen - wanted) / np.maximum(1, np.abs(wanted))))
 
 
 def _code_revision() -> str:

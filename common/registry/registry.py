@@ -21,6 +21,11 @@ from common.registry.gates import CHAMPION, Gate, Verdict
 CHALLENGER, PREVIOUS = "challenger", "previous"
 NAME = 12  # hex digits of a digest that name a version
 PREFIX = 4  # hex digits that may stand for them
+UPSERT = """
+INSERT INTO version VALUES (?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (system, name)
+DO UPDATE SET report = excluded.report, lineage = excluded.lineage, verdicts = excluded.verdicts
+"""  # the files are the same, the judgement may be a newer one
 START = "0" * 64  # what the first audit row is chained to
 
 TABLES = """
@@ -109,7 +114,7 @@ class Registry:
         lineage: Mapping[str, Any],
         verdicts: Sequence[Verdict],
     ) -> Version:
-        """Copy a folder in as a version, durable on return; the same files again are the same version, as first said.
+        """Copy a folder in as a version, durable on return; the same files again are the same version, judged anew.
 
         Raises BadBundle for a file that no bundle may hold.
         """
@@ -135,7 +140,7 @@ class Registry:
         said = dict(report), dict(lineage), [asdict(verdict) for verdict in verdicts]
         with self._lock, transaction(self._db) as db:
             db.execute(
-                "INSERT OR IGNORE INTO version VALUES (?, ?, ?, ?, ?, ?, ?)",
+                UPSERT,
                 (system, version.name, digest, version.created, *map(json.dumps, said)),
             )
             return self.get(system, version.name)
@@ -183,8 +188,9 @@ class Registry:
         """Make a version the champion, the champion the previous one, and return the new revision.
 
         A challenger that is promoted is no longer the challenger. Promoting the champion again changes nothing.
-        Raises Conflict when an alias was changed since revision `expected`, GateFailed when the version missed a
-        gate and is not forced, BadBundle when its files are not what was published.
+        Raises Conflict when an alias was changed since revision `expected`; GateFailed when the version missed a gate,
+        or was judged against another champion than there is (its lineage says), and is not forced; BadBundle when its
+        files are not what was published.
         """
         version = self.get(system, name)
         self.path(version)
@@ -195,12 +201,24 @@ class Registry:
             self._expect(system, expected)
             aliases = self.aliases(system)
             was = aliases.get(CHAMPION)
+            against = version.lineage.get(CHAMPION, was)
+            if was not in (None, version.name, against) and not force:
+                raise GateFailed(
+                    f"{system} {version.name}: was judged against {against or 'no champion'}, not {was}; train again"
+                )
             if was != version.name:
                 self._set(system, CHAMPION, version.name)
                 self._set(system, PREVIOUS, was)
                 if aliases.get(CHALLENGER) == version.name:
                     self._set(system, CHALLENGER, None)
-                self._record(system, who, "promote, forced" if failed else "promote", why, was, version.name)
+                self._record(
+                    system,
+                    who,
+                    "promote, forced" if failed or was not in (None, against) else "promote",
+                    why,
+                    was,
+                    version.name,
+                )
             return self.revision(system)
 
     def rollback(self, system: str, *, who: str, why: str, expected: int | None = None) -> int:

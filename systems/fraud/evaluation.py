@@ -35,12 +35,12 @@ class Judged:
 
 
 def evaluate(config: Config, model: Scorer, examples: Examples[Payment]) -> Report:
-    """By payment whose outcome is known; shares, costs and rankings are weighted by 1 / the chance to know it."""
+    """By payment whose outcome is known, weighted by 1 / the chance to know it; card precision is not weighted."""
     known = examples.weights > 0
     columns = examples.rows.columns
     amount = columns["amount"].to_numpy()[known]
     judged = Judged(
-        columns["card_id"].to_numpy()[known].astype(object), amount, examples.as_of[known] // DAY,
+        columns["card_id"].to_numpy()[known].astype(object), amount, (examples.as_of[known] - examples.as_of[0]) // DAY,
         examples.labels[known], examples.weights[known],
     )  # fmt: skip
     x = examples.x[known]
@@ -74,7 +74,7 @@ def evaluate(config: Config, model: Scorer, examples: Examples[Payment]) -> Repo
 def metrics(config: Config, judged: Judged, p: Array, action: NDArray[np.int64]) -> dict[str, float]:
     """p: (n,) sorts and is judged as a probability; action: (n,) 0 approve, 1 review, 2 block."""
     days = len(np.unique(judged.day))
-    wanted = float((action == 1).sum() / days)
+    wanted = float((judged.weight * (action == 1)).sum() / days)
     action = within_budget(config, judged, p, action)
     n = judged.weight.sum()
     two_classes = 0 < judged.fraud.sum() < len(judged.fraud)
@@ -88,7 +88,7 @@ def metrics(config: Config, judged: Judged, p: Array, action: NDArray[np.int64])
         "calibration_error": calibration_error(judged, p),
         "reviews_wanted_per_day": wanted,  # the analysts' budget allows fewer on some days
         "honest_blocked": float((honest * (action == 2)).sum() / honest.sum()),  # share
-        "fraud_stopped": float((stolen * (action > 0)).sum() / max(stolen.sum(), 1)),  # share
+        "fraud_stopped": float((stolen * stops(config, action)).sum() / max(stolen.sum(), 1)),  # share
     }
 
 
@@ -105,11 +105,16 @@ def within_budget(config: Config, judged: Judged, p: Array, action: NDArray[np.i
 
 
 def spent(config: Config, judged: Judged, action: NDArray[np.int64]) -> Array:
-    """EUR per payment, once the truth is known."""
+    """EUR per payment, once the truth is known; of what is blocked, the usual share is let through."""
     stolen = judged.fraud * (judged.amount + config.chargeback_fee)
-    return np.choose(
-        action, [stolen, np.full(len(stolen), config.review_cost), (1 - judged.fraud) * config.friction_cost]
-    )
+    q = config.let_through
+    blocked = (1 - q) * (1 - judged.fraud) * config.friction_cost + q * stolen
+    return np.choose(action, [stolen, np.full(len(stolen), config.review_cost), blocked])
+
+
+def stops(config: Config, action: NDArray[np.int64]) -> Array:
+    """The chance that an action keeps a fraud from happening, (n,)."""
+    return np.choose(action, [0.0, 1.0, 1 - config.let_through])
 
 
 def card_precision(card: NDArray[np.object_], day: NDArray[np.int64], fraud: Array, p: Array, k: int) -> float:
@@ -176,7 +181,7 @@ def _segment(config: Config, judged: Judged, p: Array, price: float, group: NDAr
         "payments": float(group.sum()),
         "frauds": float(part.fraud.sum()),
         "cost_per_1000": float(1_000 * (part.weight * spent(config, part, action)).sum() / part.weight.sum()),
-        "fraud_stopped": float((stolen * (action > 0)).sum() / max(stolen.sum(), 1)),
+        "fraud_stopped": float((stolen * stops(config, action)).sum() / max(stolen.sum(), 1)),
     }
     if 0 < part.fraud.sum() < len(p):
         out["average_precision"] = float(average_precision_score(part.fraud, p, sample_weight=part.weight))

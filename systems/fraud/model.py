@@ -15,6 +15,7 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from common.clock import DAY
+from common.errors import BadSetting
 from common.features.view import Array
 from common.schema import to_table
 from common.system import Examples, Params, RowError, Rows
@@ -149,7 +150,6 @@ def fit(config: Config, examples: Examples[Payment], params: Params) -> Scorer:
     """
     known = examples.weights > 0
     x, y, weights, as_of = examples.x[known], examples.labels[known], examples.weights[known], examples.as_of[known]
-    amount = examples.rows.columns["amount"].to_numpy()[known]
     cut = int(len(x) * (1 - LATER))
     late = slice(cut, None)
     options = {
@@ -157,6 +157,8 @@ def fit(config: Config, examples: Examples[Payment], params: Params) -> Scorer:
         "bagging_fraction": 0.8, "bagging_freq": 1, "metric": "binary_logloss",
         "deterministic": True, "force_row_wise": True, "num_threads": config.threads,
     }  # fmt: skip
+    if min(len(np.unique(part)) for part in (y[:cut], y[late])) < 2:
+        raise BadSetting(f"train: must have frauds and honest payments in both of its parts, got {int(y.sum())} frauds")
     names = [name.replace(".", "__") for name in examples.names]  # LightGBM allows no dots in JSON
     early = lgb.Dataset(x[:cut], y[:cut], weight=weights[:cut], feature_name=names)
     booster = lgb.train(
@@ -167,8 +169,10 @@ def fit(config: Config, examples: Examples[Payment], params: Params) -> Scorer:
     booster = lgb.Booster(model_str=booster.model_to_string())  # what is judged is what will be loaded
     margin = np.asarray(booster.predict(x[late], raw_score=True))
     calibration = Calibration.fit(margin, y[late], weights[late])
+    asked = examples.as_of >= as_of[cut]  # those of unknown outcome want to be looked at too
+    p = calibration.probability(np.asarray(booster.predict(examples.x[asked], raw_score=True)))
     days = max(1.0, (as_of[-1] - as_of[cut]) / DAY)
-    price = review_price(config, calibration.probability(margin), amount[late], days)
+    price = review_price(config, p, examples.rows.columns["amount"].to_numpy()[asked], days)
     return Scorer(booster, examples.names, calibration, Line.fit(x, y, weights), price)
 
 

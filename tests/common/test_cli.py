@@ -22,8 +22,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["train"], 2, "the following arguments are required: SYSTEM"),
         ([], 2, "the following arguments are required: COMMAND"),
         (["train", "fraud", "--tnue", "3"], 2, "unrecognized arguments: --tnue 3"),
-        (["train", "fraud", "--tune", "-3"], 2, "argument --tune: must be a whole number >= 0, got '-3'"),
-        (["train", "fraud", "--tune", "many"], 2, "argument --tune: must be a whole number >= 0, got 'many'"),
+        (
+            ["train", "fraud", "--tune", "-3"],
+            2,
+            "--tune: must be a whole number from 0 to 999999999, got '-3'",
+        ),
+        (
+            ["train", "fraud", "--tune", "many"],
+            2,
+            "--tune: must be a whole number from 0 to 999999999, got 'many'",
+        ),
         (["train", "fraud", "--preset", "tiny"], 2, "argument --preset: invalid choice: 'tiny'"),
         (["promote", "fraud", "4f0c1a"], 1, "fraud: no version '4f0c1a'; there are: none"),
         (["rollback", "fraud"], 1, "fraud: no previous champion to go back to"),

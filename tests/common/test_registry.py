@@ -75,8 +75,9 @@ def test_the_same_files_are_the_same_version_recorded_once(
 ) -> None:
     first = registry.publish("search", folder(home, "a"), {"auc": 0.9}, {"seed": 1}, [PASSED])
     clock.advance(2_000)
-    assert registry.publish("search", folder(home, "a"), {"auc": 0.1}, {"seed": 2}, [FAILED]) == first
-    assert registry.versions("search") == [first]
+    again = registry.publish("search", folder(home, "a"), {"auc": 0.7}, {"seed": 2}, [FAILED])
+    assert (again.name, again.created, again.verdicts) == (first.name, first.created, (FAILED,))
+    assert registry.versions("search") == [again]
     other = registry.publish("fraud", folder(home, "a"), {}, {}, [])
     assert (other.digest, other.created) == (first.digest, 2_000)
     assert [path.name for path in (home / "bundles").iterdir()] == [first.digest]
@@ -133,6 +134,18 @@ def test_digits_that_several_versions_begin_with_are_refused(
     with pytest.raises(NotFound, match="search: several versions 'abcd'; there are: abcd0, abcd1"):
         registry.get("search", "abcd")
     assert registry.get("search", "abcd1").name == "abcd1"
+
+
+def test_a_verdict_against_a_champion_that_is_gone_is_none(registry: Registry, home: Path) -> None:
+    a, b = (
+        registry.publish("search", folder(home, name), {}, {"champion": None}, [PASSED]).name for name in ("a", "b")
+    )
+    registry.promote("search", a, who="ann", why="first")
+    with pytest.raises(GateFailed, match=f"was judged against no champion, not {a}; train again"):
+        registry.promote("search", b, who="ann", why="it cleared its gates, once")
+    assert registry.alias("search", "champion") == a
+    registry.promote("search", b, who="ann", why="I know better", force=True)
+    assert registry.audit("search")[-1].what == "promote, forced"
 
 
 def test_promotion_moves_the_champion_to_previous(

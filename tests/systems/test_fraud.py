@@ -83,7 +83,8 @@ def judged(fraud: list[float], amount: list[float] | None = None, day: list[int]
 
 
 def test_the_truth_prices_each_action() -> None:
-    got = evaluation.spent(SMALL, judged([1, 1, 1, 0, 0, 0]), np.array([0, 1, 2, 0, 1, 2]))
+    config = replace(SMALL, let_through=0.0)
+    got = evaluation.spent(config, judged([1, 1, 1, 0, 0, 0]), np.array([0, 1, 2, 0, 1, 2]))
     assert got.tolist() == [100 + SMALL.chargeback_fee, SMALL.review_cost, 0, 0, SMALL.review_cost, SMALL.friction_cost]
 
 
