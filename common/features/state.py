@@ -127,7 +127,7 @@ class Plan:
         counts = [1 + len(s.rows) // self.row.itemsize for s in states]
         owner = np.repeat(np.arange(n), counts)
         at = np.ascontiguousarray(rows[AT])
-        age = (as_of[owner] if n > 1 else as_of) - at
+        age = (as_of if n == 1 else as_of[owner]) - at
         live = (age >= self.delay) & (age < self.length)  # (spans, rows)
         cells, cell_owner = NO_CELLS, NO_OWNER
         if self.has_cells:
@@ -266,7 +266,7 @@ class _Items(NamedTuple):
     def reduce(self, kinds: set[str], as_of: Times) -> dict[str, Array]:
         """By kind: (spans, n)."""
         live = self.live
-        starts = np.searchsorted(self.owner, np.arange(len(as_of))) if len(as_of) > 1 else FIRST
+        starts = FIRST if len(as_of) == 1 else np.searchsorted(self.owner, np.arange(len(as_of)))
         n = np.add.reduceat(np.where(live, self.n, 0.0), starts, axis=1)
         out = {"count": n}
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -285,6 +285,20 @@ def test_with_a_tile_the_state_of_a_busy_entity_is_bounded() -> None:
     assert len(cells) // state.CELL.itemsize <= window // tile + 1
 
 
+def test_no_requests_get_no_values() -> None:
+    view = FeatureView(
+        name="v", source=Sale, entity=("shop",),
+        aggregations=tuple(
+            Aggregation(name=kind, kind=kind, window=9, column=COLUMNS.get(kind, NUMBERS)[0]) for kind in KINDS
+        ),
+    )  # fmt: skip
+    nothing = log([])
+    assert offline.compute(view, nothing, nothing).shape == (0, len(KINDS))
+    with store(view) as s:
+        s.push(Sale, nothing)
+        assert s.read(nothing, nothing["created_timestamp"].to_numpy()).values[0].shape == (0, len(KINDS))
+
+
 def test_a_store_that_was_closed_goes_on_where_it_was(tmp_path: Path) -> None:
     view = counting(100)
     events = log([sale()] * 10)
