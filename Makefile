@@ -38,7 +38,8 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.features
 	$(BIN)/python -m benchmarks.world
-	$(BIN)/mlsys benchmark fraud
+	@if [ -n "$$MLSYS_DATA_DIR" ]; then $(BIN)/mlsys benchmark fraud; \
+	else echo "MLSYS_DATA_DIR is not set: the public benchmark is left out, see README.md"; fi
 
 bench-full: bench
 	$(BIN)/mlsys run fraud --preset full --tune 0

@@ -257,6 +257,7 @@ def _trials(desk: _Desk, arguments: argparse.Namespace) -> Document:
 
 def _versions(desk: _Desk, arguments: argparse.Namespace) -> Document:
     with desk.registry() as registry:
+        registry.verify_audit()
         versions, aliases = registry.versions(arguments.system), registry.aliases(arguments.system)
         audit = registry.audit(arguments.system)
     said = {name: [alias for alias, at in aliases.items() if at == name] for name in (v.name for v in versions)}

@@ -203,9 +203,8 @@ class Registry:
             was = aliases.get(CHAMPION)
             against = version.lineage.get(CHAMPION, was)
             if was not in (None, version.name, against) and not force:
-                raise GateFailed(
-                    f"{system} {version.name}: was judged against {against or 'no champion'}, not {was}; train again"
-                )
+                judged = f"was judged against {against or 'no champion'}, not {was}"
+                raise GateFailed(f"{system} {version.name}: {judged}; train again, or promote it with --force")
             if was != version.name:
                 self._set(system, CHAMPION, version.name)
                 self._set(system, PREVIOUS, was)

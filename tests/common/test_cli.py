@@ -1,11 +1,14 @@
 """What a person types: one clear line for a mistake, one document for a machine."""
 
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from common.cli import main
+from common.clock import WallClock
+from common.registry.registry import Registry
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +65,36 @@ def test_a_bad_setting_names_the_variable(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setenv("MLSYS_SYSTEMS", "no_such_package")
     assert main(["list"]) == 1
     assert capsys.readouterr().err == "mlsys: MLSYS_SYSTEMS: no package 'no_such_package' can be imported\n"
+
+
+def test_a_state_folder_that_is_none_is_one_clear_line(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "file").write_text("")
+    (home / "registry.db").write_text("not a database, but long enough to be taken for one" * 50)
+    for place in (home / "file", home):
+        monkeypatch.setenv("MLSYS_HOME", str(place))
+        assert main(["list"]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("mlsys: ")
+        assert err.count("\n") == 1
+        assert str(place) in err
+
+
+def test_an_audit_trail_that_was_edited_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Registry(home, WallClock()) as registry:
+        folder = home / "made"
+        folder.mkdir()
+        (folder / "trees.txt").write_text("")
+        version = registry.publish("fraud", folder, {"metrics": {}}, {}, [])
+        registry.promote("fraud", version.name, who="ann", why="first")
+    assert main(["versions", "fraud"]) == 0
+    with sqlite3.connect(home / "registry.db") as db:
+        db.execute("UPDATE audit SET who = 'bob'")
+    db.close()
+    capsys.readouterr()
+    assert main(["versions", "fraud"]) == 1
+    assert "audit row 1: is not what was recorded" in capsys.readouterr().err
 
 
 def test_help_shows_examples_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
