@@ -87,7 +87,7 @@ def metrics(config: Config, judged: Judged, p: Array, action: NDArray[np.int64])
         f"card_precision_at_{k}": card_precision(judged.card, judged.day, judged.fraud, p, k),
         "calibration_error": calibration_error(judged, p),
         "reviews_wanted_per_day": wanted,  # the analysts' budget allows fewer on some days
-        "honest_blocked": float((honest * (action == 2)).sum() / honest.sum()),  # share
+        "honest_blocked": float((honest * (action == 2)).sum() * (1 - config.let_through) / honest.sum()),  # share
         "fraud_stopped": float((stolen * stops(config, action)).sum() / max(stolen.sum(), 1)),  # share
     }
 
