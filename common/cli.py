@@ -6,6 +6,7 @@ import json
 import math
 import os
 import resource
+import signal
 import sqlite3
 import sys
 import tempfile
@@ -55,6 +56,7 @@ Exit status: 0, 1 when the work failed, 2 for wrong usage."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status; an error raised on purpose is one line, without a traceback."""
     start = stopwatch()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a world's folder is removed then, too
     try:
         settings = Settings()
         arguments = _parser(names(settings.systems)).parse_args(argv)

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from common.clock import SECOND
+from common.errors import OutOfOrder
 from common.features.view import Array, FeatureView, Times, ints, numbers
 from common.schema import Event, is_required
 
@@ -174,8 +175,14 @@ class Plan:
         return _Items(owner[order], at[order], joined(live, mine), *moments)
 
     def push(self, keys: Sequence[str], events: pa.Table, states: Mapping[str, State]) -> dict[str, State]:
-        """The new states of those entities that get an event, given their old ones; events in log order."""
+        """The new states of those entities that get an event, given their old ones.
+
+        Raises OutOfOrder for events that are not in the order of the log: their positions could not be told apart
+        from those of events applied before.
+        """
         position, created = ints(events["position"]).tolist(), ints(events["created_timestamp"]).tolist()
+        if any(b <= a for a, b in pairwise(position)):
+            raise OutOfOrder(f"{self.view.name}: events must be pushed in the order of the log, position must increase")
         events_of: dict[str, list[int]] = {}
         for i, key in enumerate(keys):
             if position[i] > states.get(key, EMPTY).position:  # else it was applied before
@@ -295,12 +302,10 @@ def _merged(cells: Table, owner: Index) -> tuple[Table, Index]:
     group = np.where(cells["key"] == 0, cells["expiry"], 0)
     order = np.lexsort((cells["event_timestamp"], group, cells["key"], cells["span"], owner))
     cells, owner, group = cells[order], owner[order], group[order]
-    new = np.ones(len(cells), bool)
+    new = np.zeros(len(cells), bool)
+    new[0] = True
     for part in (owner, cells["span"], cells["key"], group):
-        if part is owner:
-            new[1:] = part[1:] != part[:-1]
-        else:
-            new[1:] |= part[1:] != part[:-1]
+        new[1:] |= part[1:] != part[:-1]
     starts = np.flatnonzero(new)
     out = cells[np.append(starts[1:], len(cells)) - 1]  # the newest: its `last` and time hold for all
     out["expiry"] = np.maximum.reduceat(cells["expiry"], starts)

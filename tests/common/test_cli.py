@@ -2,6 +2,9 @@
 
 import json
 import sqlite3
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,6 +82,18 @@ def test_a_state_folder_that_is_none_is_one_clear_line(
         assert err.startswith("mlsys: ")
         assert err.count("\n") == 1
         assert str(place) in err
+
+
+def test_a_command_that_is_told_to_stop_leaves_no_half_a_world(home: Path) -> None:
+    command = [sys.executable, "-m", "common.cli", "train", "fraud"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        while running.poll() is None and not list(home.glob("world-*/log.db")):
+            time.sleep(0.01)
+        running.terminate()
+        _, err = running.communicate(timeout=60)
+    assert running.returncode == 1
+    assert err.endswith("mlsys: interrupted\n")
+    assert list(home.glob("world-*")) == []
 
 
 def test_an_audit_trail_that_was_edited_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

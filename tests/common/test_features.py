@@ -326,6 +326,15 @@ def test_what_another_process_wrote_is_seen(tmp_path: Path) -> None:
     other.close()
 
 
+def test_events_that_are_not_in_the_order_of_the_log_are_refused_and_change_nothing() -> None:
+    events = log([sale()] * 3)
+    with store(counting(100)) as s:
+        with pytest.raises(OutOfOrder, match="v: events must be pushed in the order of the log"):
+            s.push(Sale, events.take([1, 0]))
+        s.push(Sale, events)
+        assert s.read(events.slice(2), events.slice(2)["created_timestamp"].to_numpy()).values[0].tolist() == [[3.0]]
+
+
 def test_requests_whose_times_run_backwards_are_refused() -> None:
     view = counting(1)
     events = log([sale(gap=5)] * 2)
