@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.document import MARK, figure, pages
-from common.cli import _parser
+from common.cli import parser
 from common.errors import BadSetting
 from common.system import find, names
 
@@ -73,7 +73,7 @@ def test_every_command_in_a_page_exists(page: Path) -> None:
         words = line.split()
         if words[:1] == ["mlsys"] and not any(w.isupper() or w.endswith("...") for w in words):
             try:
-                _parser(names("systems")).parse_args(words[1:])
+                parser(names("systems")).parse_args(words[1:])
             except BadSetting as error:
                 assert "arguments are required: SYSTEM" in str(error), line  # noqa: PT017
         if words[:1] == ["make"]:

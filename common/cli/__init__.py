@@ -1,0 +1,126 @@
+"""mlsys: the platform's commands. Results go to stdout, progress to stderr; --json makes the result one document."""
+
+import argparse
+import json
+import math
+import os
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+from common.cli import making, versions
+from common.cli.desk import Desk, Document
+from common.clock import SECOND, stopwatch
+from common.errors import BadSetting, PlatformError
+from common.settings import Settings
+from common.system import names
+
+EXAMPLES = """examples:
+  mlsys list                          the systems and their live versions
+  mlsys run {system}                     the whole loop once, narrated
+  mlsys train {system} --tune 20         train after 20 trials, publish, do not promote
+  mlsys trials {system}                  what was tried and what came of it
+  mlsys versions {system}                what was published, what is live
+  mlsys promote {system} 4f0c1a          make a version live, if it cleared its gates
+  mlsys rollback {system}                make the version before it live again
+  mlsys benchmark {system}               a public data set, beside the published numbers
+
+State lies under MLSYS_HOME (default .mlsys), public data under MLSYS_DATA_DIR.
+Exit status: 0, 1 when the work failed, 2 for wrong usage."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status; an error raised on purpose is one line, without a traceback."""
+    start = stopwatch()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a world's folder is removed then, too
+    try:
+        settings = Settings()
+        arguments = parser(names(settings.systems)).parse_args(argv)
+        document = arguments.run(Desk(settings, arguments), arguments)
+        if arguments.json:
+            said = {**document, "seconds": round((stopwatch() - start) / SECOND, 3)}
+            print(json.dumps(_without_nan(said), indent=2), flush=True)
+    except BadSetting as error:
+        return _fail(str(error), 2)
+    except PlatformError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 1)
+    except BrokenPipeError:  # whoever read the output has seen enough; Python must not try to flush the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, sqlite3.Error) as error:
+        return _fail(f"{type(error).__name__}: {error}; MLSYS_HOME is {settings.home}", 1)
+    return 0
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN; what is not a number is null."""
+    if isinstance(value, Mapping):
+        return {str(k): _without_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _fail(line: str, status: int) -> int:
+    print(f"mlsys: {' '.join(line.split())}", file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One clear line, as for every other mistake."""
+        raise BadSetting(f"{message}; see {self.prog} --help")
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 999999999, got {text[:20]!r}")
+    return int(text)
+
+
+def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
+    system = next(iter(systems), "SYSTEM")  # in examples
+    style: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    parser = _Parser(
+        prog="mlsys",
+        description="Machine-learning systems on one platform.",
+        epilog=EXAMPLES.format(system=system),
+        **style,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[Desk, argparse.Namespace], Document], summary: str, example: str) -> _Parser:
+        sub: _Parser = commands.add_parser(
+            name, help=summary, description=summary, epilog=f"example:\n  mlsys {name} {example}", **style
+        )
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
+        if name != "list":
+            sub.add_argument("system", choices=systems, metavar="SYSTEM", help=f"one of {', '.join(systems)}")
+        return sub
+
+    command("list", versions.systems, "the systems, their live versions", "--json")
+    for name, run, summary, tune in (
+        ("run", making.run, "the whole loop once, narrated", 5),
+        ("train", making.train, "train a version and publish it", 0),
+    ):
+        sub = command(name, run, summary, f"{system} --preset small --seed 1")
+        sub.add_argument(
+            "--preset", choices=("small", "full"), default="small", help="how large a world (default small)"
+        )
+        sub.add_argument("--seed", type=_count, default=0, help="of the world (default 0)")
+        sub.add_argument("--tune", type=_count, default=tune, metavar="N", help=f"Optuna trials (default {tune})")
+    command("trials", versions.trials, "what tuning tried, and what came of it", system)
+    command("versions", versions.versions, "what was published, what is live, who changed it", f"{system} --json")
+    sub = command("promote", versions.promote, "make a version live", f"{system} 4f0c1a --why 'better on new cards'")
+    sub.add_argument("version", metavar="VERSION", help="its name, or the first 4 digits of it or more")
+    sub.add_argument("--why", help="for the audit trail")
+    sub.add_argument("--force", action="store_true", help="although it missed a gate; the audit trail says so")
+    sub = command("rollback", versions.rollback, "make the version before it live again", system)
+    sub.add_argument("--why", help="for the audit trail")
+    command("benchmark", versions.benchmark, "the public data set, beside the published numbers", system)
+    return parser
