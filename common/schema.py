@@ -32,7 +32,7 @@ class Record(BaseModel):
 class Event(Record):
     """Something that happened. Its id makes a retry harmless."""
 
-    event_id: str = Field(min_length=1, max_length=200)
+    event_id: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")  # PostgreSQL stores no NUL
     event_timestamp: int = Field(ge=0, lt=2**62)  # us since the epoch, UTC; when it happened, says the client
 
 

@@ -1,0 +1,206 @@
+"""SQLite or PostgreSQL behind one small face: all or nothing, one writer at a time, durable on leaving."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+from urllib.parse import urlsplit
+
+from common.errors import BadSetting, Damaged, MissingExtra, Unavailable
+
+Values: TypeAlias = Sequence[Any]
+Found: TypeAlias = list[tuple[Any, ...]]
+PATIENCE = 60  # s, for another writer or for a server
+
+
+class Database(Protocol):
+    """Threads may share it. Statements use `?` for values and what both dialects know.
+
+    Raises Unavailable when the disk is full or the server is away: nothing of the transaction was kept, unless the
+    message says that this is not known.
+    """
+
+    def transaction(self) -> AbstractContextManager[None]: ...
+    def execute(self, statement: str, values: Values = ()) -> Found: ...
+    def executemany(self, statement: str, rows: Sequence[Values]) -> None: ...
+    def close(self) -> None: ...
+
+
+def open_database(url: str | None, path: Path, name: str, tables: str) -> Database:
+    """PostgreSQL where there is a url, else the file; `name` is that of the lock among writers."""
+    return Sqlite(path, tables) if url is None else Postgres(url, name, tables)
+
+
+class Sqlite:
+    """One file. What was committed survives kill -9 and power loss; waits for other writers."""
+
+    def __init__(self, path: Path, tables: str, synchronous: str = "FULL") -> None:
+        """Raises Damaged for a file that cannot be used."""
+        self.path = path
+        self._lock = threading.RLock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._said():
+            self.connection = connect(path, synchronous)
+            self.connection.executescript(tables)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with self._lock, self._said():
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:  # SQLite has already taken back one that found the disk full
+                    self.connection.execute("ROLLBACK")
+                raise
+
+    def execute(self, statement: str, values: Values = ()) -> Found:
+        with self._lock, self._said():
+            return self.connection.execute(statement, values).fetchall()
+
+    def executemany(self, statement: str, rows: Sequence[Values]) -> None:
+        with self._lock, self._said():
+            self.connection.executemany(statement, rows)
+
+    def check(self) -> None:
+        """Read all of it; raises Damaged."""
+        found = " ".join(str(self.execute("PRAGMA integrity_check(1)")[0][0]).split())
+        if found != "ok":
+            raise Damaged(f"{self.path}: is damaged: {found}; restore a backup")
+
+    def close(self) -> None:
+        self.connection.close()
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """In words that a user can act on."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise said(self.path, error) from None
+
+
+def connect(path: Path, synchronous: str = "FULL") -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute(f"PRAGMA synchronous = {synchronous}")
+        db.execute("PRAGMA cache_size = -65536")  # KiB; ids come in no order, so their index is written all over
+    except sqlite3.Error:
+        db.close()
+        raise
+    return db
+
+
+def said(path: Path, error: sqlite3.Error) -> Exception:
+    """What an error of SQLite means to whoever called."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY", "SQLITE_LOCKED")):
+        why = "no room on its disk" if name == "SQLITE_FULL" else str(error)
+        return Unavailable(f"{path}: {why}; nothing of this call was kept: mend it, then retry")
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return Damaged(f"{path}: is damaged: {error}; restore a backup")
+    return error
+
+
+class Postgres:
+    """Tables in the search_path of a url. A server that was away is found again by the next call."""
+
+    def __init__(self, url: str, name: str, tables: str) -> None:
+        """Raises Unavailable, and BadSetting for a server that does not wait for its disk."""
+        self._url, self._name, self._driver = url, name, _driver()
+        self._lock = threading.RLock()
+        self._connection: Any = None
+        self._depth = 0
+        with self.transaction():
+            for table in tables.replace("INTEGER", "BIGINT").replace(" STRICT", "").split(";"):
+                if table.strip():
+                    self.execute(table)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        with self._lock:
+            with self._said("nothing of this call was kept"):
+                db = self._connected()
+                db.execute("BEGIN")
+                db.execute(
+                    "SELECT pg_advisory_xact_lock(hashtextextended(current_schema() || '.' || %s, 0))", [self._name]
+                )
+            self._depth += 1
+            try:
+                yield
+            except BaseException:
+                with self._said("nothing of this call was kept"):
+                    if not db.closed:
+                        db.execute("ROLLBACK")
+                raise
+            finally:
+                self._depth -= 1
+            with self._said("whether this call was kept is not known: look, or retry with the same ids"):
+                db.execute("COMMIT")
+
+    def execute(self, statement: str, values: Values = ()) -> Found:
+        with self._lock, self._said("nothing of this call was kept"):
+            cursor = self._connected().execute(_dialect(statement), values)
+            return cursor.fetchall() if cursor.description else []
+
+    def executemany(self, statement: str, rows: Sequence[Values]) -> None:
+        with self._lock, self._said("nothing of this call was kept"), self._connected().cursor() as cursor:
+            cursor.executemany(_dialect(statement), rows)
+
+    def stream(self, statement: str, values: Values, size: int) -> Iterator[Found]:
+        """Found rows in parts, as they are now, over a connection of its own: a long read holds up no writer."""
+        with self._said("try again"), self._connect() as db, db.cursor(name="stream") as cursor:
+            cursor.execute(_dialect(statement), values)
+            while part := cursor.fetchmany(size):
+                yield part
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+    def _connected(self) -> Any:
+        if self._connection is None or (self._connection.closed and not self._depth):
+            self._connection = self._connect(autocommit=True)
+        return self._connection
+
+    def _connect(self, autocommit: bool = False) -> Any:
+        db = self._driver.connect(self._url, autocommit=True, connect_timeout=5, application_name="mlsys")
+        for name, wanted in (("fsync", "on"), ("full_page_writes", "on")):
+            (found,) = db.execute(f"SHOW {name}").fetchone() or ("",)
+            if found != wanted:
+                db.close()
+                raise BadSetting(f"MLSYS_DATABASE_URL: the server must have {name} = {wanted}, it has {found}")
+        db.execute("SET synchronous_commit = on")
+        db.execute(f"SET lock_timeout = '{PATIENCE}s'")
+        db.autocommit = autocommit
+        return db
+
+    @contextmanager
+    def _said(self, outcome: str) -> Iterator[None]:
+        try:
+            yield
+        except self._driver.Error as error:
+            if self._connection is not None and not self._depth:
+                self._connection.close()
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if not isinstance(error, self._driver.OperationalError):
+                raise BadSetting(f"MLSYS_DATABASE_URL: {reason}") from None
+            parts = urlsplit(self._url)
+            place = f"PostgreSQL at {parts.hostname or 'its socket'}{parts.path}"
+            raise Unavailable(f"{place}: {reason}; {outcome}") from None
+
+
+def _dialect(statement: str) -> Any:
+    return statement.replace("?", "%s")
+
+
+def _driver() -> Any:
+    try:
+        import psycopg
+    except ModuleNotFoundError:
+        raise MissingExtra("MLSYS_DATABASE_URL: needs psycopg; pip install -e '.[postgres]'") from None
+    return psycopg
