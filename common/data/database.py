@@ -44,10 +44,19 @@ class Sqlite:
         with self._said():
             self.connection = connect(path, synchronous)
             self.connection.executescript(tables)
+            self._file = _identity(path)
+
+    def is_there(self) -> bool:
+        """Whether the file that was opened still has its name: what is written to another one would be lost."""
+        return _identity(self.path) == self._file
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         with self._lock, self._said():
+            if not self.is_there():
+                raise Unavailable(
+                    f"{self.path}: was removed or replaced; nothing of this call was kept: restore a backup"
+                )
             self.connection.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -93,6 +102,14 @@ def connect(path: Path, synchronous: str = "FULL") -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def said(path: Path, error: sqlite3.Error) -> Exception:

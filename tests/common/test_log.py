@@ -233,8 +233,9 @@ def test_a_definition_may_drop_a_column_and_gain_an_optional_one(path: Path) -> 
     assert table["note"].to_pylist() == [None]
 
 
-def test_a_payload_lies_apart_from_its_header(log: EventLog, path: Path) -> None:
-    log.append([payment("a", 12345.5)])
+def test_a_payload_lies_apart_from_its_header(path: Path) -> None:
+    with EventLog(path, WallClock(), KINDS) as log:
+        log.append([payment("a", 12345.5)])
     with closing(sqlite3.connect(path)) as db:
         assert "12345.5" not in repr(db.execute("SELECT * FROM header").fetchall())
         assert "12345.5" in repr(db.execute("SELECT * FROM payload").fetchall())

@@ -1,10 +1,12 @@
 """The truth: every event once, in the order of acknowledgement, durable before its sender hears of it."""
 
+import hashlib
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
+from functools import partial
 from os import fdatasync
 from pathlib import Path
 from typing import Protocol, Self, TypeAlias
@@ -14,9 +16,9 @@ import pyarrow as pa
 from common.clock import SECOND, Clock, stopwatch
 from common.data.database import Found, Values
 from common.data.log.postgres import PostgresStorage
-from common.data.log.rows import NEWEST, checksum, decode, encode
+from common.data.log.rows import COPIED, NEWEST, checked, checksum, decode, encode
 from common.data.log.sqlite import SqliteStorage, Sync
-from common.errors import BadDefinition, BadRecord, Damaged, OutOfOrder, Unavailable
+from common.errors import BadDefinition, BadRecord, Conflict, Damaged, OutOfOrder, Unavailable
 from common.schema import Event, Logged, arrow_schema
 
 LOOKUP = 1_000  # ids asked for in one statement
@@ -33,6 +35,7 @@ class Storage(Protocol):
 
     notes: list[str]  # what was found at the start, and mended
 
+    def was_replaced(self) -> bool: ...
     def transaction(self) -> AbstractContextManager[None]: ...
     def execute(self, statement: str, values: Values = ()) -> Found: ...
     def executemany(self, statement: str, rows: Sequence[Values]) -> None: ...
@@ -41,6 +44,30 @@ class Storage(Protocol):
     def stream(self, statement: str, values: Values, size: int) -> Iterator[Found]: ...
     def check(self) -> None: ...
     def close(self) -> None: ...
+
+
+def open_storage(path: Path, url: str | None, sync: Sync = fdatasync) -> Storage:
+    """The SQLite file, or in PostgreSQL the tables that are named after its folder."""
+    return SqliteStorage(path, sync) if url is None else PostgresStorage(url, path.parent.name)
+
+
+def copy(source: Storage, target: Storage) -> str:
+    """All events of one storage into another, which is empty, in one transaction; returns their digest.
+
+    Raises Damaged at an event that is not what was acknowledged, Conflict when the target holds events.
+    """
+    if target.head()[0]:
+        raise Conflict(f"log: must be empty to be copied into, it holds {target.head()[0]:,} events")
+    found = hashlib.sha256()
+    head, created = source.head()
+    with target.transaction():
+        for part in checked(source.stream(COPIED, (head,), BATCH), "log"):
+            target.executemany("INSERT INTO header VALUES (?, ?, ?, ?, ?, ?)", [row[:-1] for row in part])
+            target.executemany("INSERT INTO payload VALUES (?, ?)", [(row[0], row[-1]) for row in part])
+            for row in part:
+                found.update(repr(row).encode())
+    target.settle(head, created)
+    return found.hexdigest()
 
 
 class _Call:
@@ -98,7 +125,9 @@ class EventLog:
                         f"{kind.__name__}.{column.name}: bytes lie beside the log, by digest, not in it"
                     )
         self._clock = clock
-        self._storage: Storage = SqliteStorage(path, sync) if url is None else PostgresStorage(url, path.parent.name)
+        self._open: Callable[[], Storage] = partial(open_storage, path, url, sync)
+        self._storage = self._open()
+        self._replaced: list[Storage] = []  # a reader may still be in the middle of one
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
         self._starting = threading.Lock()
@@ -122,7 +151,8 @@ class EventLog:
             if self._writer is not None:
                 self._calls.put(None)
                 self._writer.join()
-        self._storage.close()
+        for storage in (*self._replaced, self._storage):
+            storage.close()
 
     def head(self) -> Logged:
         """The newest event's place; position 0 when there is none."""
@@ -210,7 +240,7 @@ class EventLog:
             start = stopwatch()
             answers: Sequence[list[Logged] | Exception]
             try:
-                answers = self._commit(calls)
+                answers = self._commit(calls) if calls else []
             except Exception as error:
                 answers = [error] * len(calls)
             took = stopwatch() - start
@@ -243,6 +273,9 @@ class EventLog:
 
     def _commit(self, calls: Sequence[_Call]) -> list[list[Logged] | Exception]:
         """One transaction and one sync for all; a call that must be refused leaves nothing, its neighbours stay."""
+        if self._storage.was_replaced():
+            self._replaced.append(self._storage)
+            self._storage = self._open()
         answers: list[list[Logged] | Exception] = []
         new: dict[str, _Place] = {}
         with self._storage.transaction():
@@ -309,29 +342,3 @@ def _place(
             )
         placed.append(Logged(position=there[0], created_timestamp=there[1]))
     return placed, fresh
-
-
-# TEMPORARY until the registry stands on common.data.database
-import sqlite3
-from contextlib import contextmanager
-
-
-def connect(path: Path, tables: str = "") -> sqlite3.Connection:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)  # timeout in s
-    db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = FULL")
-    db.executescript(tables)
-    return db
-
-
-@contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield db
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise

@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 from pyarrow import json as arrow_json
@@ -25,10 +25,11 @@ CREATE TABLE IF NOT EXISTS header (
 CREATE TABLE IF NOT EXISTS payload (position INTEGER PRIMARY KEY, body TEXT NOT NULL) STRICT;
 """
 NEWEST = "SELECT position, created_timestamp FROM header ORDER BY position DESC LIMIT 1"
-EVERYTHING = (
-    "SELECT position, kind, created_timestamp, checksum, body"
-    " FROM header LEFT JOIN payload USING (position) ORDER BY position"
+COPIED = (
+    "SELECT position, event_id, kind, event_timestamp, created_timestamp, checksum, body"
+    " FROM header LEFT JOIN payload USING (position) WHERE position <= ? ORDER BY position"
 )
+END = 2**62  # a position behind all others
 BLOCK = 1 << 20  # bytes parsed at a time, as long as an event fits
 
 
@@ -37,14 +38,15 @@ def checksum(position: int, created: int, kind: str, body: str) -> int:
     return zlib.crc32(f"{position} {created} {kind} {body}".encode())
 
 
-def check(events: Iterable[Found], name: str) -> None:
-    """Raises Damaged at the first of them, all from the beginning, that is not what was acknowledged."""
+def checked(events: Iterable[Found], name: str) -> Iterator[Found]:
+    """What COPIED found, part by part; raises Damaged at the first event that is not what was acknowledged."""
     position, last = 0, 0
     for part in events:
-        for at, kind, created, written, body in part:
+        for at, _, kind, _, created, written, body in part:
             if at != position + 1 or created < last or written != checksum(at, created, kind, body or ""):
                 raise Damaged(f"{name}: event {position + 1} is not what was written; restore a backup")
             position, last = at, created
+        yield part
 
 
 def encode(event: Event) -> str:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from common.data.database import Found, Sqlite, Values, connect, said
-from common.data.log.rows import EVERYTHING, NEWEST, TABLES, check
+from common.data.log.rows import COPIED, END, NEWEST, TABLES, checked
 from common.data.snapshots import sync as sync_names
 from common.errors import Damaged, Unavailable
 
@@ -64,6 +64,10 @@ class SqliteStorage:
             self._mend()
         return self._db.transaction()
 
+    def was_replaced(self) -> bool:
+        """Whether there is another file in its place: a backup that was restored."""
+        return self._path.exists() and not self._db.is_there()
+
     def execute(self, statement: str, values: Values = ()) -> Found:
         return self._db.execute(statement, values)
 
@@ -107,7 +111,8 @@ class SqliteStorage:
     def check(self) -> None:
         """Read all of it; raises Damaged at the first event that is not what was acknowledged."""
         self._db.check()
-        check(self.stream(EVERYTHING, (), CHECKED), str(self._path))
+        for _ in checked(self.stream(COPIED, (END,), CHECKED), str(self._path)):
+            pass
 
     def close(self) -> None:
         self._db.close()
