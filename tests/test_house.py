@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.document import MARK, figure, pages
+from benchmarks import document
+from benchmarks.document import LINE, MARK, figure, pages
 from common.cli import parser
 from common.errors import BadSetting
 from common.system import find, names
@@ -59,6 +60,15 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_link_to_a_line_of_code_points_at_what_it_names(page: Path) -> None:
+    links = LINE.findall(page.read_text())
+    assert [(name, path, int(at)) for name, path, at in links] == [
+        (name, path, document.line(page.parent / path, name)) for name, path, _ in links
+    ], "run: python -m benchmarks.document"
+    assert len(re.findall(r"\.py#L\d+\)", page.read_text())) == len(links)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
