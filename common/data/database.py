@@ -13,6 +13,7 @@ from common.errors import BadSetting, Damaged, MissingExtra, Unavailable
 Values: TypeAlias = Sequence[Any]
 Found: TypeAlias = list[tuple[Any, ...]]
 PATIENCE = 60  # s, for another writer or for a server
+NOTHING_KEPT = "nothing of this call was kept: retry when it is back"
 
 
 class Database(Protocol):
@@ -140,7 +141,7 @@ class Postgres:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         with self._lock:
-            with self._said("nothing of this call was kept"):
+            with self._said(NOTHING_KEPT):
                 db = self._connected()
                 db.execute("BEGIN")
                 db.execute(
@@ -150,7 +151,7 @@ class Postgres:
             try:
                 yield
             except BaseException:
-                with self._said("nothing of this call was kept"):
+                with self._said(NOTHING_KEPT):
                     if not db.closed:
                         db.execute("ROLLBACK")
                 raise
@@ -160,17 +161,17 @@ class Postgres:
                 db.execute("COMMIT")
 
     def execute(self, statement: str, values: Values = ()) -> Found:
-        with self._lock, self._said("nothing of this call was kept"):
+        with self._lock, self._said(NOTHING_KEPT):
             cursor = self._connected().execute(_dialect(statement), values)
             return cursor.fetchall() if cursor.description else []
 
     def executemany(self, statement: str, rows: Sequence[Values]) -> None:
-        with self._lock, self._said("nothing of this call was kept"), self._connected().cursor() as cursor:
+        with self._lock, self._said(NOTHING_KEPT), self._connected().cursor() as cursor:
             cursor.executemany(_dialect(statement), rows)
 
     def stream(self, statement: str, values: Values, size: int) -> Iterator[Found]:
         """Found rows in parts, as they are now, over a connection of its own: a long read holds up no writer."""
-        with self._said("try again"), self._connect() as db, db.cursor(name="stream") as cursor:
+        with self._said(NOTHING_KEPT), self._connect() as db, db.cursor(name="stream") as cursor:
             cursor.execute(_dialect(statement), values)
             while part := cursor.fetchmany(size):
                 yield part

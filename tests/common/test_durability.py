@@ -21,6 +21,7 @@ from common.clock import WallClock
 from common.data.log import EventLog
 from common.errors import BadRecord, Damaged, Unavailable
 from common.schema import Event
+from tests.cluster import cluster
 
 ROOT = Path(__file__).parents[2]
 EVENTS = 250  # of one call each: all of them still lie in the WAL
@@ -343,3 +344,47 @@ def test_a_full_disk_refuses_writes_keeps_reads_and_takes_writes_again_once_ther
             log.check()
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_server_that_stops_loses_nothing_acknowledged_and_the_log_goes_on_when_it_is_back(path: Path) -> None:
+    with cluster() as server, EventLog(path, WallClock(), [Payment], url=server.url) as log:
+        acknowledged: list[int] = []
+        refused: list[str] = []
+        enough, over = threading.Event(), threading.Event()
+
+        def write() -> None:
+            number = 0
+            while not over.is_set():
+                try:
+                    log.append([payment(number)])
+                except Unavailable as error:
+                    refused.append(str(error))
+                    over.wait(0.05)  # and then the same event again
+                    continue
+                acknowledged.append(number)
+                number += 1
+                if number == 50:
+                    enough.set()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            assert enough.wait(30)
+            server.stop()
+            with pytest.raises(Unavailable, match="PostgreSQL at 127.0.0.1/postgres: .* nothing of this call was kept"):
+                log.read(Payment)
+            server.start()
+            before = len(acknowledged)
+            for _ in range(600):
+                if len(acknowledged) > before + 50:
+                    break
+                over.wait(0.05)
+        finally:
+            over.set()
+            writer.join()
+        assert refused
+        assert all("\n" not in line for line in refused)
+        assert len(acknowledged) > before + 50
+        assert set(map(str, acknowledged)) <= set(ids(log))
+        assert len(ids(log)) == len(set(ids(log)))
+        log.check()
