@@ -38,10 +38,12 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.features
 	$(BIN)/python -m benchmarks.world
+	$(BIN)/python -m benchmarks.log
 	@if [ -n "$$MLSYS_DATA_DIR" ]; then $(BIN)/mlsys benchmark fraud; \
 	else echo "MLSYS_DATA_DIR is not set: the public benchmark is left out, see README.md"; fi
 
 bench-full: bench
+	$(BIN)/python -m benchmarks.trust
 	$(BIN)/mlsys run fraud --preset full --tune 0
 
 # The figures that the pages show: run on a quiet machine, look at the difference, commit.
@@ -51,6 +53,7 @@ results: $(READY)
 	MLSYS_HOME=$$(mktemp -d) $(BIN)/mlsys run fraud --preset full --tune 0 --json > docs/results/full.json
 	$(BIN)/mlsys benchmark fraud --json > docs/results/benchmark.json
 	$(BIN)/python -m benchmarks.features --json > docs/results/features.json
+	$(BIN)/python -m benchmarks.trust --json > docs/results/trust.json
 	$(BIN)/python -m benchmarks.document
 
 # What was tested, as constraints: run after a change of pyproject.toml, then make test.
