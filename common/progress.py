@@ -18,7 +18,7 @@ class Progress:
         self._console = Console(stderr=True, quiet=quiet, highlight=False)
 
     def say(self, line: str) -> None:
-        self._console.print(line, markup=False)
+        self._console.print(line, markup=False, soft_wrap=True)  # a line stays one, in a log as well
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

@@ -1,12 +1,19 @@
 """Where state lives and which backends are used: MLSYS_* variables, read when Settings() is called."""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from common.errors import BadSetting
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:  # nobody's home
+        raise ValueError(str(error)) from None
 
 
 class Settings(BaseSettings):
@@ -15,8 +22,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="MLSYS_", env_ignore_empty=True, frozen=True)
 
     home: Path = Path(".mlsys")  # everything this installation writes
+    # the signing key and those that are trusted; must lie outside home
+    keys: Annotated[Path, AfterValidator(_expanded)] = Field(Path("~/.config/mlsys"), validate_default=True)
     data_dir: Path | None = None  # the public benchmark sets, one folder each
     systems: str = Field("systems", pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")  # the package that holds the systems
+    max_quarantined: float = Field(0.01, ge=0, le=1)  # share of a table's rows; with more broken ones a run stops
     database_url: str | None = Field(None, pattern=r"^postgres(ql)?://", repr=False)  # None: SQLite under home
     redis_url: str | None = Field(None, pattern=r"^(rediss?|unix)://", repr=False)  # None: SQLite under home
     ray_address: str | None = None  # None: this machine alone

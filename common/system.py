@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
+from common.data.folder import Layout
 from common.errors import MissingExtra, NotFound
 from common.features.view import Array, FeatureView, OnDemand, Times
 from common.registry.gates import Gate
@@ -211,6 +212,7 @@ class System(Generic[Q, P, A]):
     gates: tuple[Gate, ...]
     monitors: tuple[Monitor, ...]
     routes: tuple[Route, ...]
+    layout: Layout = ()  # of the user's own data; (): takes none
     benchmark: Callable[[Path | None], BenchmarkResult]  # MLSYS_DATA_DIR
 
 

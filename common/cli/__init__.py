@@ -8,9 +8,10 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
-from common.cli import making, versions
+from common.cli import making, state, trust, versions
 from common.cli.desk import Desk, Document
 from common.clock import SECOND, stopwatch
 from common.errors import BadSetting, PlatformError
@@ -21,10 +22,14 @@ EXAMPLES = """examples:
   mlsys list                          the systems and their live versions
   mlsys run {system}                     the whole loop once, narrated
   mlsys train {system} --tune 20         train after 20 trials, publish, do not promote
+  mlsys train {system} --data DIR       on your own CSV or Parquet files
   mlsys trials {system}                  what was tried and what came of it
   mlsys versions {system}                what was published, what is live
   mlsys promote {system} 4f0c1a          make a version live, if it cleared its gates
   mlsys rollback {system}                make the version before it live again
+  mlsys audit verify                  whether the audit trail is what was recorded
+  mlsys backup DIR                    a copy of the state, while others write; mlsys restore DIR
+  mlsys rebuild {system}                 make again what is derived from the log
   mlsys benchmark {system}               a public data set, beside the published numbers
 
 State lies under MLSYS_HOME (default .mlsys), public data under MLSYS_DATA_DIR.
@@ -99,7 +104,7 @@ def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
         )
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
-        if name != "list":
+        if name not in ("list", "audit", "rotate-key", "backup", "restore"):
             sub.add_argument("system", choices=systems, metavar="SYSTEM", help=f"one of {', '.join(systems)}")
         return sub
 
@@ -112,7 +117,11 @@ def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
         sub.add_argument(
             "--preset", choices=("small", "full"), default="small", help="how large a world (default small)"
         )
-        sub.add_argument("--seed", type=_count, default=0, help="of the world (default 0)")
+        source = sub.add_mutually_exclusive_group()
+        # a default of its own type would be taken for one that nobody gave
+        source.add_argument("--seed", type=_count, default="0", help="of the world (default 0)")
+        if name == "train":
+            source.add_argument("--data", type=Path, metavar="DIR", help="your own data, in the system's layout")
         sub.add_argument("--tune", type=_count, default=tune, metavar="N", help=f"Optuna trials (default {tune})")
     command("trials", versions.trials, "what tuning tried, and what came of it", system)
     command("versions", versions.versions, "what was published, what is live, who changed it", f"{system} --json")
@@ -122,5 +131,17 @@ def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="although it missed a gate; the audit trail says so")
     sub = command("rollback", versions.rollback, "make the version before it live again", system)
     sub.add_argument("--why", help="for the audit trail")
+    sub = command("audit", trust.audit, "whether the audit trail is what was recorded", "verify")
+    sub.add_argument("action", choices=("verify",), metavar="verify", help="every row, the signed head, the aliases")
+    known = "the last row that an earlier call showed: notices that an older registry was put in its place"
+    sub.add_argument("--known", type=trust.known, metavar="ROW:DIGEST", help=known)
+    for name, run, summary in (
+        ("backup", state.backup, "copy the state into a new folder, while others write"),
+        ("restore", state.restore, "put a backup in the place of a state that is gone"),
+    ):
+        sub = command(name, run, summary, "DIR")
+        sub.add_argument("folder", type=Path, metavar="DIR", help="of the backup")
+    command("rebuild", state.rebuild, "make again what is derived from the log", system)
+    command("rotate-key", trust.rotate, "sign with a new key from now on", "--json")
     command("benchmark", versions.benchmark, "the public data set, beside the published numbers", system)
     return parser

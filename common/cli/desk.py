@@ -14,11 +14,14 @@ import numpy as np
 from rich.console import Console
 
 from common.clock import WallClock
+from common.data.log import EventLog
 from common.data.snapshots import Snapshots
+from common.features.online import OnlineStore, open_store
 from common.progress import Progress
+from common.registry.keys import Keys
 from common.registry.registry import Registry
 from common.settings import Settings
-from common.system import AnySystem, find
+from common.system import Answered, AnySystem, find
 
 Document: TypeAlias = Mapping[str, Any]
 WIDTH = 160  # columns, where stdout is no terminal
@@ -33,17 +36,40 @@ class Desk:
         self.out = Console(quiet=arguments.json, highlight=False, width=width)
         self.progress = Progress()
         self.snapshots = Snapshots(settings.home / "snapshots")
-        for name in ("database_url", "redis_url", "ray_address"):
-            if getattr(settings, name) is not None:
-                self.progress.say(f"MLSYS_{name.upper()} is not used yet: all state is embedded, under {settings.home}")
+        if settings.ray_address is not None:
+            self.progress.say("MLSYS_RAY_ADDRESS is not used yet: all work is done on this machine")
+
+    @property
+    def keys(self) -> Keys:
+        """Whoever's first key is made is told so, in one line."""
+        return Keys(self.settings.keys, lambda line: print(f"mlsys: {line}", file=sys.stderr))
 
     @contextmanager
     def registry(self) -> Iterator[Registry]:
-        with Registry(self.settings.home, self.clock) as registry:
+        with Registry(self.settings.home, self.clock, self.keys, self.settings.database_url) as registry:
             yield registry
+
+    def log(self, system: AnySystem) -> EventLog:
+        """What a system has heard and said, here, for good; the caller closes it."""
+        path = self.settings.home / system.name / "log.db"
+        log = EventLog(path, self.clock, (*system.events, Answered), url=self.settings.database_url)
+        for note in log.notes:
+            self.progress.say(f"  {note}")
+        return log
+
+    def store(self, system: AnySystem) -> OnlineStore:
+        """The online features of that log; the caller closes it."""
+        path = self.settings.home / system.name / "online.db"
+        store = open_store(self.settings.redis_url, path, system.name, system.views)
+        for note in store.notes:
+            self.progress.say(f"  {note}")
+        return store
 
     def system(self, arguments: argparse.Namespace) -> AnySystem:
         return find(self.settings.systems, arguments.system, getattr(arguments, "preset", "small"))
+
+    def system_named(self, name: str) -> AnySystem:
+        return find(self.settings.systems, name)
 
     def trials(self, system: str) -> Path:
         return self.settings.home / system / "trials.log"

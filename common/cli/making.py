@@ -4,7 +4,7 @@ import argparse
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from rich.table import Table
 
 from common.cli.desk import Desk, Document, number, who
 from common.clock import DAY, SimulatedClock
+from common.data import folder
 from common.data.log import EventLog
-from common.features.online import OnlineStore
+from common.errors import BadSetting
+from common.features.online import open_store
 from common.lifecycle import training
 from common.lifecycle.simulation import ByRule, ByService, live
 from common.lifecycle.training import Trained, online_offline_gap, take
@@ -49,10 +51,35 @@ def _world(desk: Desk, system: AnySystem, seed: int) -> Iterator[Simulation]:
 
 def train(desk: Desk, arguments: argparse.Namespace) -> Document:
     system = desk.system(arguments)
+    if arguments.data is not None:
+        return _train_on_folder(desk, system, arguments)
     with _world(desk, system, arguments.seed) as simulated, desk.registry() as registry:
         trained = _trained(desk, system, simulated, registry, arguments)
     _show_report(desk, trained)
     return _trained_document(arguments, trained)
+
+
+def _train_on_folder(desk: Desk, system: AnySystem, arguments: argparse.Namespace) -> Document:
+    """The user's own rows go into the system's log, once; then it is trained on that log."""
+    if not system.layout:
+        raise BadSetting(f"--data: {system.name} takes no data of one's own")
+    with desk.progress.step("read and check"):
+        parts = folder.read(
+            system.layout, arguments.data, desk.settings.home / system.name / "quarantine",
+            most=desk.settings.max_quarantined, now=desk.clock.now(), say=desk.progress.say,
+        )  # fmt: skip
+    said = {part.file: part.document() for part in parts}
+    origin = {"preset": arguments.preset, "data": ", ".join(f"{part.file} {part.digest}" for part in parts)}
+    with desk.log(system) as log, desk.registry() as registry:
+        appended = folder.append(log, parts, desk.progress)
+        desk.progress.say(f"  {appended.new:,} events are new, {appended.there:,} were in the log already")
+        parts.clear()  # their tables are no longer needed, and there is a model to be made
+        trained = training.train(
+            system, log, desk.snapshots, registry,
+            trials=desk.trials(system.name), tune=arguments.tune, world=None, origin=origin, progress=desk.progress,
+        )  # fmt: skip
+    _show_report(desk, trained)
+    return {**_trained_document(arguments, trained), "seed": None, "data": said, "appended": appended._asdict()}
 
 
 def _trained(
@@ -122,12 +149,13 @@ def _serve_a_day(desk: Desk, system: AnySystem, simulated: Simulation, registry:
     model = system.load(registry.path(registry.get(system.name, name)))
     log = simulated.log
     start = log.head().position
-    with closing(OnlineStore(simulated.folder / "online.db", system.views)) as store:
+    of_this_log = f"{system.name}.{simulated.folder.name}"  # it ends with the command, and so do its features
+    path = simulated.folder / "online.db"
+    with closing(open_store(desk.settings.redis_url, path, of_this_log, system.views)) as store, ExitStack() as end:
+        end.callback(store.clear)
         with desk.progress.step("online features from the log"):
-            for kind in {view.source for view in system.views}:
-                store.push(kind, log.read(kind))
+            by_model = ByService(Service(system, model, name, store), log)
         day = (system.history[1], system.history[1] + DAY)
-        by_model = ByService(Service(system, model, name, store))
         batches = live(system, simulated.world, log, by_model, day, batch=1, progress=desk.progress)
         said = [answered for batch in batches for answered in batch]
     gap = online_offline_gap(system, take(system, log, desk.snapshots), name)

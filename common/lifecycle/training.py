@@ -1,8 +1,9 @@
 """From a log to a version: snapshot, features as of each request's time, tune, fit, judge, publish."""
 
+import json
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ import numpy as np
 import optuna
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from common.data.log import EventLog
 from common.data.snapshots import Snapshots
-from common.data.splits import Forward, Split, forward
-from common.errors import BadBundle, BadSetting, NotFound
+from common.data.splits import Forward, Span, Split, forward
+from common.errors import BadSetting, Damaged, NotFound
 from common.features import offline
-from common.features.view import Array, assemble, definition_digest, feature_names, numbers
+from common.features.view import Array, Times, assemble, definition_digest, feature_names, ints, numbers
 from common.monitoring import sketches
 from common.progress import Progress
 from common.registry.gates import CHAMPION
@@ -29,6 +31,7 @@ from common.system import Answered, AnySystem, Examples, Params, Report, RowErro
 
 SEED = 0  # of tuning; what else is drawn is drawn by the seeds of the configuration
 SCORED = 2_000  # requests whose scores are the reference
+MOST = 1_000_000  # requests of one span, the newest: so many are learned from, and so many judged on
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,25 @@ def take(system: AnySystem, log: EventLog, snapshots: Snapshots) -> Snapshot:
     return Snapshot(tables, digests, head.position, head.created_timestamp)
 
 
-def examples(system: AnySystem, snapshot: Snapshot, world: World[Any, Any] | None = None) -> Examples[Any]:
-    """Every request of a snapshot: its features as of its own time, and what was known of its outcome at the end.
+def examples(
+    system: AnySystem,
+    snapshot: Snapshot,
+    world: World[Any, Any] | None = None,
+    wanted: Sequence[Span] | None = None,
+) -> Examples[Any]:
+    """The requests of a snapshot, all or those of some spans of time: features as of each one's time, and what was
+    known of its outcome at the end.
 
     A label is what was told within the label delay, and is known once that is over, also if it came early: those that
     come early are not like the others. An outcome that our own answer hid has weight 0.
     """
     table = snapshot.of(system.request)
+    if wanted is not None:
+        table = table.filter(pa.array(_inside(ints(table["created_timestamp"]), wanted)))
     requests = Records(system.request, table)
     values = [offline.compute(view, snapshot.of(view.source), table) for view in system.views]
     as_of = np.asarray(table["created_timestamp"].to_numpy(), np.int64)
-    labels, weights = _labels(system, snapshot)
+    labels, weights = _labels(system, snapshot, table)
     return Examples(
         requests=requests,
         rows=Rows(table, np.arange(len(requests) + 1)),
@@ -79,9 +90,9 @@ def examples(system: AnySystem, snapshot: Snapshot, world: World[Any, Any] | Non
     )
 
 
-def _labels(system: AnySystem, snapshot: Snapshot) -> tuple[Array, Array]:
-    """Labels, NaN where not known, and 1 / propensity of seeing them; (n_requests,) each."""
-    outcome, table = system.outcome, snapshot.of(system.request)
+def _labels(system: AnySystem, snapshot: Snapshot, table: pa.Table) -> tuple[Array, Array]:
+    """Of a table of requests: labels, NaN where not known, and 1 / propensity of seeing them; (n_requests,) each."""
+    outcome = system.outcome
     said, told = snapshot.of(Answered), snapshot.of(outcome.source)
     place = {event_id: i for i, event_id in enumerate(table["event_id"].to_pylist())}
     created = np.asarray(table["created_timestamp"].to_numpy(), np.int64)
@@ -100,7 +111,8 @@ def _labels(system: AnySystem, snapshot: Snapshot) -> tuple[Array, Array]:
         said["request_id"].to_pylist(), said["hidden"].to_pylist(), said["propensity"].to_pylist(), strict=True
     )
     for request, hidden, propensity in answers:
-        weights[place[request]] = 0.0 if hidden else 1 / propensity
+        if request in place:
+            weights[place[request]] = 0.0 if hidden else 1 / propensity
     labels[created > snapshot.at - system.label_delay] = np.nan
     labels[weights == 0] = np.nan
     return labels, np.where(np.isnan(labels), 0.0, weights)
@@ -134,9 +146,14 @@ def train(
     """
     with progress.step("snapshot"):
         snapshot = take(system, log, snapshots)
+    whole = spans(system, snapshot)
+    tuning, final = (_newest(system, snapshot, split) for split in whole)
+    wanted = None
+    if (tuning, final) != whole:
+        progress.say(f"  more than {MOST:,} requests to learn from or to judge on: the newest are taken")
+        wanted = [*final, *(tuning if tune else ())]
     with progress.step("features as of each request"):
-        known = examples(system, snapshot, world)
-    tuning, final = spans(system, snapshot, known)
+        known = examples(system, snapshot, world, wanted)
     features = definition_digest(system.request, system.views, system.on_demand)
     champion = _comparable(system, registry, features, progress)
     params = dict(system.params)
@@ -152,7 +169,10 @@ def train(
         others = dict(report.baselines)
         if champion is not None:
             others[CHAMPION] = system.evaluate(system.load(registry.path(champion)), test).metrics
-    verdicts = [gate.check(report.metrics, others) for gate in system.gates]
+    verdicts = [
+        gate.check(report.metrics, others) if report.ceiling or not gate.needs_ceiling else gate.unasked()
+        for gate in system.gates
+    ]
     lineage = {
         "snapshots": dict(snapshot.digests),
         "position": snapshot.head,
@@ -181,14 +201,29 @@ def train(
     return Trained(version, report, params, {"train": len(train), "test": len(test)})
 
 
-def spans(system: AnySystem, snapshot: Snapshot, known: Examples[Any]) -> Forward:
+def spans(system: AnySystem, snapshot: Snapshot) -> Forward:
     """What is learned from and what is judged on; raises BadSetting when the log is too short for it."""
-    if not len(known):
+    requests = snapshot.of(system.request)
+    if not requests.num_rows:
         raise NotFound(f"{system.name}: the log holds no {system.request.__name__}")
     return forward(
-        int(known.as_of[0]), snapshot.at - system.label_delay,
+        requests["created_timestamp"][0].as_py(), snapshot.at - system.label_delay,
         label_delay=system.label_delay, test_span=system.test_span, validation_span=system.validation_span,
     )  # fmt: skip
+
+
+def _newest(system: AnySystem, snapshot: Snapshot, split: Split) -> Split:
+    """The split, each span cut to its newest MOST requests: these are contiguous, as days and budgets need them."""
+    as_of = ints(snapshot.of(system.request)["created_timestamp"])
+    cut = []
+    for start, end in split:
+        first, last = np.searchsorted(as_of, [start, end]).tolist()
+        cut.append((int(as_of[last - MOST]), end) if last - first > MOST else (start, end))
+    return Split(*cut)
+
+
+def _inside(as_of: Times, wanted: Sequence[Span]) -> NDArray[np.bool_]:
+    return np.asarray(np.any([(start <= as_of) & (as_of < end) for start, end in wanted], axis=0), bool)
 
 
 def _comparable(system: AnySystem, registry: Registry, features: str, progress: Progress) -> Version | None:
@@ -237,10 +272,19 @@ def _tune(
 
 
 def _journal(path: Path) -> JournalStorage:
+    """Optuna passes over a last line that was cut off, and would write behind it; raises Damaged."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            is_whole = line.endswith(b"\n") and isinstance(json.loads(line), dict)
+        except ValueError:
+            is_whole = False
+        if not is_whole:
+            raise Damaged(f"{path}: line {number} is not what was written; remove it, or move the file away")
     try:
         return JournalStorage(JournalFileBackend(str(path)))
-    except ValueError:
-        raise BadBundle(f"{path}: must be an Optuna journal; move it away to start a new one") from None
+    except (ValueError, KeyError, TypeError):
+        raise Damaged(f"{path}: must be an Optuna journal; move it away to start a new one") from None
 
 
 def trials(path: Path) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ class Gate:
     _: KW_ONLY
     better: Literal["higher", "lower"]
     against: str | None = None  # a baseline's name, or "champion": cleared as long as there is none
+    needs_ceiling: bool = False  # measured against what only a world knows; elsewhere it cannot be asked
 
     def __post_init__(self) -> None:
         if self.better not in ("higher", "lower"):
@@ -52,6 +53,10 @@ class Gate:
         )
         message = f"{self.metric}: must be {sign} {_text(bound)}{source}, got {_text(value)}"
         return Verdict(self, passed, value, bound, message)
+
+    def unasked(self) -> "Verdict":
+        """What is said of a gate that needs a ceiling where there is none."""
+        return Verdict(self, True, None, None, f"{self.metric}: not asked; no ceiling: not a world")
 
 
 @dataclass(frozen=True)

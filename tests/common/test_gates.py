@@ -108,3 +108,9 @@ def test_what_cleared_all_gates_gets_their_verdicts() -> None:
 def test_a_gate_that_cannot_work_is_refused(gate: Callable[[], Gate], message: str) -> None:
     with pytest.raises(BadDefinition, match=message):
         gate()
+
+
+def test_a_gate_that_needs_a_ceiling_is_not_asked_where_there_is_none() -> None:
+    gate = Gate("above_ceiling", 0.0, better="lower", needs_ceiling=True)
+    assert not gate.check({}, {}).passed  # in a world, a missing number is a failure as everywhere
+    assert gate.unasked() == Verdict(gate, True, None, None, "above_ceiling: not asked; no ceiling: not a world")

@@ -56,3 +56,10 @@ def test_settings_show_no_password_and_do_not_change() -> None:
     assert "secret" not in repr(settings)
     with pytest.raises(ValidationError):
         settings.home = Path("/")
+
+
+@pytest.mark.parametrize("share", ["-0.1", "1.1", "nan", "much"])
+def test_a_share_lies_between_0_and_1(monkeypatch: pytest.MonkeyPatch, share: str) -> None:
+    monkeypatch.setenv("MLSYS_MAX_QUARANTINED", share)
+    with pytest.raises(BadSetting, match="^MLSYS_MAX_QUARANTINED: input should be"):
+        Settings()

@@ -1,19 +1,22 @@
 """What a log becomes: labels that were known in time, weights, and micro-batches in the order of hearing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pyarrow as pa
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from common.clock import DAY, HOUR, SimulatedClock
 from common.data.log import EventLog
-from common.errors import BadSetting, NotFound
+from common.errors import BadSetting, Damaged, NotFound
 from common.lifecycle import simulation, training
-from common.lifecycle.training import Snapshot
+from common.lifecycle.training import Snapshot, trials
 from common.progress import Progress
 from common.schema import Event, Logged, arrow_schema
 from common.serving.service import Reply
@@ -66,7 +69,7 @@ def verdict(name: str, at: int, bad: bool = True) -> dict[str, Any]:
 def labels(system: AnySystem, **tables: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
     kinds = {"Visit": Visit, "Verdict": Verdict, "Answered": Answered}
     snapshot = Snapshot({name: table(kind, tables.get(name, [])) for name, kind in kinds.items()}, {}, 9, 100 * DAY)
-    found, weights = training._labels(system, snapshot)
+    found, weights = training._labels(system, snapshot, snapshot.of(Visit))
     return found.tolist(), weights.tolist()
 
 
@@ -136,8 +139,8 @@ class Witness:
         self.heard_before += [self._heard] * len(requests)
         return [Reply(Answer(), np.empty((0, 0)), None) for _ in requests]
 
-    def heard(self, log: EventLog, after: int) -> None:
-        self._heard = log.head().position
+    def heard(self, after: int, until: int) -> None:
+        self._heard = until
 
 
 def told(world: Script, system: AnySystem, folder: Path, batch: int) -> tuple[Witness, pa.Table]:
@@ -166,20 +169,24 @@ def test_requests_are_redacted_before_they_are_logged(system: AnySystem, tmp_pat
 
 def test_a_history_too_short_to_learn_from_is_refused_with_its_length(system: AnySystem) -> None:
     snapshot = Snapshot({"Visit": table(Visit, [visit("v", DAY)])}, {}, 1, 5 * DAY)
-    known = training.Examples(
-        [1],
-        training.Rows(snapshot.of(Visit), np.arange(2)),
-        np.empty((1, 0)),
-        (),
-        np.array([DAY]),
-        np.zeros(1),
-        np.ones(1),
-    )
     with pytest.raises(BadSetting, match="history: must be longer than"):
-        training.spans(system, snapshot, known)
+        training.spans(system, snapshot)
 
 
 def test_an_empty_log_is_refused(system: AnySystem, tmp_path: Path) -> None:
     with EventLog(tmp_path / "log.db", SimulatedClock(0), (Visit, Verdict, Answered)) as log:
         with pytest.raises(NotFound, match="the log is empty"):
             training.take(system, log, training.Snapshots(tmp_path))
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[:-9], lambda c: c[:-9] + bytes(9), lambda c: c[:-9] + b"\xff" + c[-8:]])
+def test_a_damaged_end_of_the_trials_is_said_and_not_passed_over(
+    tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "trials.log"
+    study = optuna.create_study(storage=JournalStorage(JournalFileBackend(str(path))))
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    assert len(trials(path)) == 2
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(Damaged, match=r"trials.log: line \d+ is not what was written"):
+        trials(path)
