@@ -1,22 +1,28 @@
 """The feature store at the size of the public fraud benchmark: 1,754,155 payments of half a year.
 
-Run: make bench, or python -m benchmarks.features [--json]
+Run: make bench, or python -m benchmarks.features [--json]. Redis is measured where MLSYS_REDIS_URL says, or a server
+answers on this machine.
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from common.clock import DAY
+from common.clock import DAY, SimulatedClock
+from common.data.log import EventLog
+from common.errors import MissingExtra, Unavailable
 from common.features import offline
-from common.features.online import OnlineStore
+from common.features.online import OnlineStore, catch_up, open_store
+from common.features.online.sqlite import SqliteStore
 from common.features.view import Aggregation, FeatureView
 from common.schema import Event
 
@@ -24,6 +30,7 @@ ROWS, CUSTOMERS, TERMINALS, DAYS = 1_754_155, 4_990, 10_000, 183
 FEAST = 73_000  # rows/s, Feast 0.67's point-in-time join of the latest values below, on a machine like this
 HISTORY = 1_000_000  # events behind the online store
 MICRO_BATCH = 16
+CHUNK = 10_000  # events appended at a time
 
 
 class Payment(Event):
@@ -159,18 +166,18 @@ def online() -> dict[str, float]:
     """Twelve aggregates, read then pushed, one payment and sixteen at a time, with a million events behind them."""
     events = payments()
     with tempfile.TemporaryDirectory() as folder:
-        store = OnlineStore(Path(folder) / "online.db", VIEWS)
-        load = seconds(lambda: store.push(Payment, events.slice(0, HISTORY)))
+        store = SqliteStore(Path(folder) / "online.db", VIEWS)
+        load = seconds(lambda: store.push({Payment: events.slice(0, HISTORY)}, 0, HISTORY))
         out = {"events": HISTORY, "materialise_seconds": load, "target_materialise_seconds": 20.0}
         at = HISTORY
         for batch, times in ((MICRO_BATCH, 1_500), (1, 5_000)):
             took = []
             for _ in range(times):
                 part = events.slice(at, batch).combine_chunks()
-                at += batch
                 start = time.perf_counter()
-                store.read(part, part["created_timestamp"].to_numpy())
-                store.push(Payment, part)
+                store.read(part, part["created_timestamp"].to_numpy(), at)
+                store.push({Payment: part}, at, at + batch)
+                at += batch
                 took.append((time.perf_counter() - start) / batch * 1e6)
             out[f"batch_{batch}_us_per_event_p50"] = float(np.median(took))
             out[f"batch_{batch}_us_per_event_mean"] = float(np.mean(took))
@@ -178,8 +185,52 @@ def online() -> dict[str, float]:
     return out | {f"target_batch_{MICRO_BATCH}_us": 60.0, "target_batch_1_us_p50": 200.0}
 
 
+def redis() -> dict[str, float] | None:
+    """The same in Redis, sixteen at a time, behind a million events that it was given by the log; None: no server."""
+    url = os.environ.get("MLSYS_REDIS_URL", "redis://127.0.0.1:6379/0")
+    events = payments()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EventLog(Path(folder) / "log.db", SimulatedClock(0), [Payment]) as log,
+    ):
+        try:
+            store = open_store(url, Path(folder), f"benchmark.{Path(folder).name}", VIEWS)
+        except (MissingExtra, Unavailable) as error:
+            print(f"redis is left out: {error}", file=sys.stderr)
+            return None
+        with closing(store):
+            try:
+                return _redis(store, log, events)
+            finally:
+                store.clear()
+
+
+def _redis(store: OnlineStore, log: EventLog, events: pa.Table) -> dict[str, float]:
+    columns = [name for name in Payment.model_fields if name != "event_id"]
+    for start in range(0, HISTORY, CHUNK):
+        part = events.slice(start, CHUNK).select(columns).to_pylist()
+        log.append(
+            [Payment.model_construct(event_id=str(start + i), **row) for i, row in enumerate(part)],
+            [row["event_timestamp"] for row in part],
+        )
+    rebuild = seconds(lambda: catch_up(store, log))
+    at, reads, pushes = HISTORY, [], []
+    for _ in range(1_500):
+        part = events.slice(at, MICRO_BATCH).combine_chunks()
+        reads.append(seconds(lambda part=part, at=at: store.read(part, part["created_timestamp"].to_numpy(), at)))
+        pushes.append(seconds(lambda part=part, at=at: store.push({Payment: part}, at, at + MICRO_BATCH)))
+        at += MICRO_BATCH
+    return {
+        "events": HISTORY, "rebuild_seconds": rebuild, "target_rebuild_seconds": 30.0,
+        f"read_{MICRO_BATCH}_us_p50": float(np.median(reads)) * 1e6, f"target_read_{MICRO_BATCH}_us_p50": 500.0,
+        f"push_{MICRO_BATCH}_us_p50": float(np.median(pushes)) * 1e6,
+    }  # fmt: skip
+
+
 def main() -> None:
     found = {"windowed": windowed(), "latest": latest(), "online": online()}
+    if in_redis := redis():
+        found["redis"] = in_redis
     if "--json" in sys.argv:
         print(json.dumps(found, indent=2))
         return

@@ -9,6 +9,10 @@ class BadRecord(PlatformError, ValueError):
     """A record breaks its schema."""
 
 
+class BadData(PlatformError, ValueError):
+    """A file of a user's own data cannot be read or breaks its layout."""
+
+
 class BadDefinition(PlatformError, ValueError):
     """A feature view, a gate or a system is declared in a way that cannot work."""
 
@@ -35,6 +39,18 @@ class GateFailed(PlatformError):
 
 class BadBundle(PlatformError):
     """A model on disk is not what was published; nothing of it was parsed."""
+
+
+class Unavailable(PlatformError):
+    """A backend cannot be reached or written now; nothing of this call was kept; retry."""
+
+
+class Stale(PlatformError):
+    """Online features are behind the log, or lost; catch up, or answer degraded."""
+
+
+class Damaged(PlatformError):
+    """State on disk is not what was written; none of it is used, and nothing of it is dropped in silence."""
 
 
 class MissingExtra(PlatformError, ImportError):

@@ -9,6 +9,7 @@ Everything works on a whole batch of entities at once: `owner` says to which of 
 import hashlib
 import json
 import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,6 +30,8 @@ Mask = NDArray[np.bool_]
 Table = NDArray[np.void]  # structured
 
 AT = "@"  # the event_timestamp of a row; "#" before a column's name: hashes of its values
+SEPARATOR = "\x1f"  # between a view and its entity, in a key
+FORMAT = 1  # of the bytes of a state: raise it with any change to them, and to what they mean
 LONG_AGO = -(2**61)  # us; older than any event, and far enough from the edge of int64 to be added to
 CELL = np.dtype(
     [("span", "i8"), ("key", "u8"), ("expiry", "i8"), ("event_timestamp", "i8"),
@@ -49,6 +52,35 @@ EMPTY = State()
 FIRST = np.zeros(1, np.int64)
 NO_CELLS, NO_OWNER = np.empty(0, CELL), np.empty(0, np.int64)
 TIMESTAMP = struct.Struct("=q")  # the head of a row
+HEADER = struct.Struct("<qqI")  # position, applied, bytes of rows
+
+
+class Arrived(NamedTuple):
+    """Logged events of one kind, on their way into the views."""
+
+    table: pa.Table
+    position: list[int]
+    created: list[int]
+
+    @classmethod
+    def of(cls, table: pa.Table) -> "Arrived":
+        return cls(table, ints(table["position"]).tolist(), ints(table["created_timestamp"]).tolist())
+
+
+def checksum(key: str, body: bytes) -> int:
+    """CRC-32 of a body and of whose it is."""
+    return zlib.crc32(body, zlib.crc32(key.encode()))
+
+
+def pack(state: State) -> bytes:
+    """A state as it is stored."""
+    return HEADER.pack(state.position, state.applied, len(state.rows)) + state.rows + state.cells
+
+
+def unpack(body: bytes) -> State:
+    position, applied, rows = HEADER.unpack_from(body)
+    middle = HEADER.size + rows
+    return State(position, applied, body[HEADER.size : middle], body[middle:])
 
 
 @dataclass(frozen=True)
@@ -72,7 +104,7 @@ class Plan:
 
     def __init__(self, view: FeatureView) -> None:
         self.view = view
-        self.prefix = f"{view.name}@{view.digest[:16]}"  # the state of another definition is another state
+        self.prefix = f"{view.name}@{view.digest[:16]}.{FORMAT}"  # the state of another definition is another state
         spans: dict[_Span, int] = {}
         span_of: dict[str, int] = {}
         for a in sorted(view.aggregations, key=lambda a: a.column is None):  # those without a column come last
@@ -99,8 +131,8 @@ class Plan:
         """The name of each row's entity, unambiguous also for composite ones."""
         columns = [rows[name].to_pylist() for name in self.view.entity]
         if len(columns) == 1:
-            return [f"{self.prefix}\x1f{value}" for value in columns[0]]
-        return [f"{self.prefix}\x1f{json.dumps(values)}" for values in zip(*columns, strict=True)]
+            return [f"{self.prefix}{SEPARATOR}{value}" for value in columns[0]]
+        return [f"{self.prefix}{SEPARATOR}{json.dumps(values)}" for values in zip(*columns, strict=True)]
 
     def rows(self, events: pa.Table) -> Table:
         """Events as rows of the state."""
@@ -126,7 +158,7 @@ class Plan:
         n = len(states)
         rows = np.frombuffer(b"".join([part for s in states for part in (self.blank, s.rows)]), self.row)
         counts = [1 + len(s.rows) // self.row.itemsize for s in states]
-        owner = np.repeat(np.arange(n), counts)
+        owner = np.zeros(len(rows), np.int64) if n == 1 else np.repeat(np.arange(n), counts)
         at = np.ascontiguousarray(rows[AT])
         age = (as_of if n == 1 else as_of[owner]) - at
         live = (age >= self.delay) & (age < self.length)  # (spans, rows)
@@ -174,13 +206,13 @@ class Plan:
         ]
         return _Items(owner[order], at[order], joined(live, mine), *moments)
 
-    def push(self, keys: Sequence[str], events: pa.Table, states: Mapping[str, State]) -> dict[str, State]:
+    def push(self, keys: Sequence[str], events: Arrived, states: Mapping[str, State]) -> dict[str, State]:
         """The new states of those entities that get an event, given their old ones.
 
         Raises OutOfOrder for events that are not in the order of the log: their positions could not be told apart
         from those of events applied before.
         """
-        position, created = ints(events["position"]).tolist(), ints(events["created_timestamp"]).tolist()
+        table, position, created = events
         if any(b <= a for a, b in pairwise(position)):
             raise OutOfOrder(f"{self.view.name}: events must be pushed in the order of the log, position must increase")
         events_of: dict[str, list[int]] = {}
@@ -189,7 +221,7 @@ class Plan:
                 events_of.setdefault(key, []).append(i)
         if not events_of:
             return {}
-        rows = self.rows(events)
+        rows = self.rows(table)
         body, size = rows.tobytes(), self.row.itemsize
         parts = [body[i * size : (i + 1) * size] for i in range(len(keys))]
         out: dict[str, State] = {}

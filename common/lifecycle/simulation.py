@@ -8,6 +8,8 @@ import numpy as np
 
 from common.clock import HOUR
 from common.data.log import EventLog
+from common.errors import Stale
+from common.features.online import catch_up
 from common.features.view import Times
 from common.progress import Progress
 from common.schema import Event
@@ -21,8 +23,8 @@ class Answers(Protocol):
     version: str
 
     def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Reply[Any]]: ...
-    def heard(self, log: EventLog, after: int) -> None:
-        """There are events in the log behind this position."""
+    def heard(self, after: int, until: int) -> None:
+        """There are new events in the log, behind the one position, up to the other."""
 
 
 class ByRule:
@@ -36,22 +38,32 @@ class ByRule:
     def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Reply[Any]]:
         return [Reply(self._rule(request), np.empty((0, 0)), None) for request in requests]
 
-    def heard(self, log: EventLog, after: int) -> None:
+    def heard(self, after: int, until: int) -> None:
         pass
 
 
 class ByService:
-    """A version and its online features."""
+    """A version and its online features, which keep up with the log."""
 
-    def __init__(self, service: AnyService) -> None:
-        self._service, self.version = service, service.version
+    def __init__(self, service: AnyService, log: EventLog) -> None:
+        self._service, self._log, self.version = service, log, service.version
+        self._head = catch_up(service.store, log)
 
     def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Reply[Any]]:
-        return self._service.answer(requests, as_of)
+        try:
+            return self._service.answer(requests, as_of, self._head)
+        except Stale:
+            self._head = catch_up(self._service.store, self._log)
+            return self._service.answer(requests, as_of, self._head)
 
-    def heard(self, log: EventLog, after: int) -> None:
-        kinds = {view.source for view in self._service.system.views}
-        self._service.push({kind: log.read(kind, after) for kind in kinds})
+    def heard(self, after: int, until: int) -> None:
+        try:
+            self._service.push(
+                {kind: self._log.read(kind, after, until) for kind in self._service.store.kinds}, after, until
+            )
+            self._head = until
+        except Stale:
+            self._head = catch_up(self._service.store, self._log)
 
 
 def live(
@@ -83,7 +95,7 @@ def live(
                     events.append((at, remember(system, event, reply, answers.version, at)))
             after = log.head().position
             log.append([event for _, event in events], [at for at, _ in events])
-            answers.heard(log, after)
+            answers.heard(after, log.head().position)
             world.react(answered)
             yield answered
 

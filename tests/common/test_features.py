@@ -1,7 +1,8 @@
 """Both kernels equal the reference on any history, and each way in which they were broken on purpose is noticed."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from common.errors import BadDefinition, OutOfOrder
-from common.features import offline, online, reference, state
+from common.features import offline, reference, state
+from common.features.online import OnlineStore
+from common.features.online.sqlite import SqliteStore
 from common.features.view import Aggregation, FeatureView, OnDemand, assemble, definition_digest
 from common.schema import Event, Logged, arrow_schema
+from tests.servers import REDIS_URL, redis_names
 
 
 class Sale(Event):
@@ -109,24 +113,42 @@ def agree(got: np.ndarray, wanted: np.ndarray, events: pa.Table) -> bool:
     return bool(np.all(close | (np.isnan(got) & np.isnan(wanted))))
 
 
+Stores = Callable[[FeatureView], AbstractContextManager[OnlineStore]]
+
+
 @contextmanager
-def store(view: FeatureView) -> Iterator[online.OnlineStore]:
-    opened = online.OnlineStore(Path(":memory:"), [view])
-    try:
+def in_a_file(view: FeatureView) -> Iterator[OnlineStore]:
+    with tempfile.TemporaryDirectory() as folder, closing(SqliteStore(Path(folder) / "online.db", [view])) as opened:
         yield opened
-    finally:
-        opened.close()
 
 
-def replayed(view: FeatureView, events: pa.Table, batch: int = 1) -> np.ndarray:
-    """Read then push, a batch at a time, each batch delivered twice."""
-    out = []
-    with store(view) as s:
+@pytest.fixture(scope="module", params=["sqlite", "redis"])
+def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
+    """Each is new and empty."""
+    if request.param == "sqlite":
+        yield in_a_file
+        return
+    with redis_names() as name:
+        from common.features.online.redis import RedisStore
+
+        yield lambda view: closing(RedisStore(REDIS_URL, name(), [view]))
+
+
+def push(s: OnlineStore, events: pa.Table, after: int = 0) -> int:
+    until = events["position"][-1].as_py() if events.num_rows else after
+    s.push({Sale: events}, after, until)
+    return int(until)
+
+
+def replayed(view: FeatureView, events: pa.Table, batch: int = 1, stores: Stores = in_a_file) -> np.ndarray:
+    """Read then push, a batch at a time; each push brings all that came before once more, and comes twice."""
+    out, head = [], 0
+    with stores(view) as s:
         for i in range(0, events.num_rows, batch):
             part = events.slice(i, batch)
-            out.append(s.read(part, part["created_timestamp"].to_numpy()).values[0])
-            s.push(Sale, part)
-            s.push(Sale, part)
+            out.append(s.read(part, part["created_timestamp"].to_numpy(), head).values[0])
+            for _ in range(2):
+                head = push(s, events.slice(0, i + batch))
     return np.concatenate(out) if out else np.empty((0, len(view.aggregations)))
 
 
@@ -134,8 +156,8 @@ def offline_agrees(view: FeatureView, events: pa.Table) -> bool:
     return agree(offline.compute(view, events, events), reference.compute(view, events, events), events)
 
 
-def online_agrees(view: FeatureView, events: pa.Table) -> bool:
-    return agree(replayed(view, events), reference.compute(view, events, events), events)
+def online_agrees(view: FeatureView, events: pa.Table, stores: Stores = in_a_file) -> bool:
+    return agree(replayed(view, events, stores=stores), reference.compute(view, events, events), events)
 
 
 @given(views, histories)
@@ -146,14 +168,14 @@ def test_offline_equals_the_reference(view: FeatureView, history: list[dict[str,
 
 @given(views, histories)
 @settings(max_examples=300, deadline=None)
-def test_online_equals_the_reference(view: FeatureView, history: list[dict[str, Any]]) -> None:
-    assert online_agrees(view, log(history))
+def test_online_equals_the_reference(stores: Stores, view: FeatureView, history: list[dict[str, Any]]) -> None:
+    assert online_agrees(view, log(history), stores)
 
 
 @given(views, histories, st.integers(2, 9))
 @settings(max_examples=150, deadline=None)
 def test_requests_of_one_micro_batch_do_not_see_each_other(
-    view: FeatureView, history: list[dict[str, Any]], batch: int
+    stores: Stores, view: FeatureView, history: list[dict[str, Any]], batch: int
 ) -> None:
     events = log(history)
     before = events["position"].to_numpy()[np.arange(events.num_rows) // batch * batch]
@@ -161,13 +183,13 @@ def test_requests_of_one_micro_batch_do_not_see_each_other(
     wanted = np.concatenate(
         [reference.compute(view, events, requests.slice(i, batch)) for i in range(0, max(1, events.num_rows), batch)]
     )
-    assert agree(replayed(view, events, batch), wanted, events)
+    assert agree(replayed(view, events, batch, stores), wanted, events)
 
 
 @given(views, histories, st.lists(st.integers(0, 300), max_size=5))
 @settings(max_examples=150, deadline=None)
 def test_a_bulk_load_answers_like_the_reference_at_any_later_moment(
-    view: FeatureView, history: list[dict[str, Any]], later: list[int]
+    stores: Stores, view: FeatureView, history: list[dict[str, Any]], later: list[int]
 ) -> None:
     events = log(history)
     end = max([1_000, *events["created_timestamp"].to_pylist()])
@@ -177,8 +199,8 @@ def test_a_bulk_load_answers_like_the_reference_at_any_later_moment(
     schema = pa.schema([SCHEMA.field(c) for c in ("shop", "till", "created_timestamp", "position")])
     requests = pa.Table.from_pylist([{**r, "position": 10**6 + i} for i, r in enumerate(asked)], schema)
     wanted = reference.compute(view, events, requests)
-    with store(view) as s:
-        s.push(Sale, events)
+    with stores(view) as s:
+        push(s, events)
         for i in range(requests.num_rows):
             one = requests.slice(i, 1)
             assert agree(s.read(one, one["created_timestamp"].to_numpy()).values[0], wanted[i : i + 1], events)
@@ -277,15 +299,17 @@ def test_with_a_tile_the_state_of_a_busy_entity_is_bounded() -> None:
         aggregations=(Aggregation(name="std", kind="std", column="amount", window=window, tile=tile),),
     )  # fmt: skip
     events = log([sale()] * 15_000)
-    with store(view) as s:
+    with tempfile.TemporaryDirectory() as folder, closing(SqliteStore(Path(folder) / "online.db", [view])) as s:
+        head = 0
         for i in range(0, events.num_rows, 1_000):
-            s.push(Sale, events.slice(i, 1_000))
-        ((rows, cells),) = s._db.execute("SELECT rows, cells FROM state").fetchall()
-    assert len(rows) == 0
-    assert len(cells) // state.CELL.itemsize <= window // tile + 1
+            head = push(s, events.slice(i, 1_000), head)
+        ((body,),) = s._db.execute("SELECT body FROM state").fetchall()
+    kept = state.unpack(body)
+    assert len(kept.rows) == 0
+    assert len(kept.cells) // state.CELL.itemsize <= window // tile + 1
 
 
-def test_no_requests_get_no_values() -> None:
+def test_no_requests_get_no_values(stores: Stores) -> None:
     view = FeatureView(
         name="v", source=Sale, entity=("shop",),
         aggregations=tuple(
@@ -294,44 +318,18 @@ def test_no_requests_get_no_values() -> None:
     )  # fmt: skip
     nothing = log([])
     assert offline.compute(view, nothing, nothing).shape == (0, len(KINDS))
-    with store(view) as s:
-        s.push(Sale, nothing)
+    with stores(view) as s:
+        push(s, nothing)
         assert s.read(nothing, nothing["created_timestamp"].to_numpy()).values[0].shape == (0, len(KINDS))
 
 
-def test_a_store_that_was_closed_goes_on_where_it_was(tmp_path: Path) -> None:
-    view = counting(100)
-    events = log([sale()] * 10)
-    first = online.OnlineStore(tmp_path / "online.db", [view])
-    first.push(Sale, events.slice(0, 6))
-    first.close()
-    second = online.OnlineStore(tmp_path / "online.db", [view])
-    second.push(Sale, events)  # the whole log again: what was applied is passed over
-    reading = second.read(events.slice(9, 1), events.slice(9, 1)["created_timestamp"].to_numpy())
-    second.close()
-    assert reading.values[0].tolist() == [[10.0]]
-    assert reading.positions[0].tolist() == [events["position"][9].as_py()]
-
-
-def test_what_another_process_wrote_is_seen(tmp_path: Path) -> None:
-    view = counting(100)
-    events = log([sale(gap=5)] * 2)
-    mine, other = (online.OnlineStore(tmp_path / "online.db", [view]) for _ in range(2))
-    now = events.slice(1, 1)["created_timestamp"].to_numpy()
-    mine.push(Sale, events.slice(0, 1))
-    assert mine.read(events.slice(1, 1), now).values[0].tolist() == [[1.0]]
-    other.push(Sale, events.slice(1, 1))
-    assert mine.read(events.slice(1, 1), now).values[0].tolist() == [[2.0]]
-    mine.close()
-    other.close()
-
-
-def test_events_that_are_not_in_the_order_of_the_log_are_refused_and_change_nothing() -> None:
+def test_events_that_are_not_in_the_order_of_the_log_are_refused_and_change_nothing(stores: Stores) -> None:
     events = log([sale()] * 3)
-    with store(counting(100)) as s:
+    with stores(counting(100)) as s:
         with pytest.raises(OutOfOrder, match="v: events must be pushed in the order of the log"):
-            s.push(Sale, events.take([1, 0]))
-        s.push(Sale, events)
+            s.push({Sale: events.take([1, 0])}, 0, 9)
+        assert s.head() == 0
+        push(s, events)
         assert s.read(events.slice(2), events.slice(2)["created_timestamp"].to_numpy()).values[0].tolist() == [[3.0]]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from common.features.online import OnlineStore
+from common.features.online.sqlite import SqliteStore
 from common.features.view import Aggregation, FeatureView
 from common.schema import Event, Logged, arrow_schema, to_table
 from common.serving.service import Service
@@ -54,12 +54,12 @@ def visit(user: str, at: int) -> Visit:
     return Visit(event_id=f"{user}{at}", event_timestamp=at, user=user)
 
 
-def test_a_row_that_cannot_be_scored_fails_alone_and_says_why() -> None:
-    store = OnlineStore(Path(":memory:"), [VIEW])
+def test_a_row_that_cannot_be_scored_fails_alone_and_says_why(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "online.db", [VIEW])
     service: Service[Any, Any, Any] = Service(system(), Counter(), "v1", store)
     schema = pa.schema([*arrow_schema(Visit), *arrow_schema(Logged)])
     past = [{**visit("ann", at).model_dump(), "position": at, "created_timestamp": at} for at in (1, 2)]
-    service.push({Visit: pa.Table.from_pylist(past, schema)})
+    service.push({Visit: pa.Table.from_pylist(past, schema)}, 0, 2)
     replies = service.answer([visit("bob", 3), visit("bad", 3), visit("ann", 3)], np.array([3, 3, 3]))
     store.close()
     assert [(r.answer.count, r.answer.by, r.degraded) for r in replies] == [
