@@ -16,13 +16,14 @@ from common.clock import DAY, SimulatedClock
 from common.data.log import EventLog
 from common.data.snapshots import Snapshots
 from common.features import offline
-from common.features.online import OnlineStore
+from common.features.online.sqlite import SqliteStore
 from common.features.view import assemble
 from common.lifecycle.simulation import ByRule, live
 from common.lifecycle.training import Snapshot, Trained, examples, spans, take, train
 from common.progress import Progress
 from common.registry import bundle
 from common.registry.gates import Verdict
+from common.registry.keys import Keys
 from common.registry.registry import Registry
 from common.schema import from_table
 from common.system import Answered, AnySystem, Examples, World
@@ -52,7 +53,7 @@ class Bench:
     @cached_property
     def parts(self) -> tuple[Examples[Any], Examples[Any]]:
         """Train and test, as training splits them."""
-        final = spans(self.system, self.snapshot, self.examples).final
+        final = spans(self.system, self.snapshot).final
         return self.examples.between(*final.train), self.examples.between(*final.test)
 
     @cached_property
@@ -60,11 +61,15 @@ class Bench:
         return self.train("registry")
 
     def train(self, name: str) -> Trained:
-        with Registry(self.home / name, SimulatedClock(self.snapshot.at)) as registry:
+        with Registry(self.home / name, SimulatedClock(self.snapshot.at), self.keys) as registry:
             return train(
                 self.system, self.log, Snapshots(self.home / "snapshots"), registry,
                 trials=self.home / f"{name}.trials", tune=0, world=self.world, origin={}, progress=Progress(quiet=True),
             )  # fmt: skip
+
+    @property
+    def keys(self) -> Keys:
+        return Keys(self.home / "keys")
 
     def bundle(self) -> Path:
         return self.home / "registry" / "bundles" / self.trained.version.digest
@@ -123,20 +128,16 @@ def check_no_feature_sees_its_own_event_or_the_future(b: Bench) -> None:
 def check_online_features_equal_offline_features(b: Bench) -> None:
     system, table = b.system, b.snapshot.of(b.system.request)
     start = table.num_rows - REPLAYED
-    kinds = {view.source for view in system.views}
     with tempfile.TemporaryDirectory() as folder:
-        store = OnlineStore(Path(folder) / "online.db", system.views)
+        store = SqliteStore(Path(folder) / "online.db", system.views)
         position, seen = int(table["position"][start].as_py()) - 1, []
-        for kind in kinds:
-            past = b.snapshot.of(kind)
-            store.push(kind, past.filter(pc.less_equal(past["position"], position)))
+        store.push({kind: b.snapshot.of(kind) for kind in store.kinds}, 0, position)
         for i in range(start, table.num_rows):
             request = table.slice(i, 1)
-            values = store.read(request, request["created_timestamp"].to_numpy()).values
+            values = store.read(request, request["created_timestamp"].to_numpy(), position).values
             seen.append(assemble(system.request, system.views, system.on_demand, request, values))
             until = int(table["position"][i + 1].as_py()) - 1 if i + 1 < table.num_rows else b.snapshot.head
-            for kind in kinds:
-                store.push(kind, b.log.read(kind, position, until))
+            store.push({kind: b.log.read(kind, position, until) for kind in store.kinds}, position, until)
             position = until
         store.close()
     np.testing.assert_allclose(np.concatenate(seen), b.examples.x[start:], rtol=1e-9, atol=1e-9)
@@ -205,7 +206,7 @@ def check_a_version_says_where_it_came_from(b: Bench) -> None:
     assert set(lineage["snapshots"]) == set(b.snapshot.tables)
     assert {"code", "features", "params", "seed", "train", "test", "position"} <= set(lineage)
     assert (b.bundle() / "sketches.json").exists()
-    bundle.verify(b.bundle(), b.trained.version.digest)
+    bundle.verify(b.bundle(), b.system.name, b.keys, b.trained.version.digest)
 
 
 ALL = [value for name, value in globals().items() if name.startswith("check_")]

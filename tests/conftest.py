@@ -1,5 +1,27 @@
 """What all tests share."""
 
+from collections.abc import Iterator
+
 import pytest
 
+from tests.servers import schema
+
 pytest.register_assert_rewrite("common.checks")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _keys_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test signs with a person's key."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLSYS_KEYS", str(tmp_path_factory.mktemp("keys")))
+        yield
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """The same test on both: embedded, and in a schema of its own on a server."""
+    if request.param == "sqlite":
+        yield None
+    else:
+        with schema() as url:
+            yield url

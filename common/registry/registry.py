@@ -1,35 +1,31 @@
 """Versions of models: what they are, where they came from, which one is live, and who said so."""
 
-import hashlib
 import json
 import os
+import re
 import shutil
-import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from common.clock import Clock
-from common.data.log import connect, transaction
+from common.data.database import open_database
 from common.data.snapshots import sync
-from common.errors import BadBundle, BadSetting, Conflict, GateFailed, NotFound
-from common.registry import bundle
+from common.errors import BadBundle, BadSetting, Conflict, Damaged, GateFailed, NotFound
+from common.registry import audit, bundle
+from common.registry.audit import CHALLENGER, PREVIOUS, Aliases, AuditRow, Head
 from common.registry.gates import CHAMPION, Gate, Verdict
+from common.registry.keys import Keys, Signature
 
-CHALLENGER, PREVIOUS = "challenger", "previous"
 NAME = 12  # hex digits of a digest that name a version
 PREFIX = 4  # hex digits that may stand for them
-UPSERT = """
-INSERT INTO version VALUES (?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (system, name)
-DO UPDATE SET report = excluded.report, lineage = excluded.lineage, verdicts = excluded.verdicts
-"""  # the files are the same, the judgement may be a newer one
-START = "0" * 64  # what the first audit row is chained to
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS version (
+    number INTEGER NOT NULL UNIQUE,
     system TEXT NOT NULL,
     name TEXT NOT NULL,
     digest TEXT NOT NULL,
@@ -37,6 +33,7 @@ CREATE TABLE IF NOT EXISTS version (
     report TEXT NOT NULL,
     lineage TEXT NOT NULL,
     verdicts TEXT NOT NULL,
+    signature TEXT NOT NULL,
     PRIMARY KEY (system, name)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS alias (
@@ -56,7 +53,23 @@ CREATE TABLE IF NOT EXISTS audit (
     became TEXT,
     digest TEXT NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS audit_head (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    row INTEGER NOT NULL,
+    digest TEXT NOT NULL,
+    signature TEXT NOT NULL
+) STRICT;
 """
+VERSION = "system, name, digest, created, report, lineage, verdicts"  # what is signed of it
+INSERT = f"""
+INSERT INTO version (number, {VERSION}, signature) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (system, name) DO UPDATE SET
+    report = excluded.report, lineage = excluded.lineage, verdicts = excluded.verdicts, signature = excluded.signature
+"""  # the files are the same, the judgement may be a newer one
+STATE = """
+SELECT revision.number, alias.alias, alias.name
+FROM (SELECT count(*) AS number FROM audit WHERE system = ?) AS revision LEFT JOIN alias ON alias.system = ?
+"""  # one statement sees one moment
 
 
 @dataclass(frozen=True)
@@ -71,31 +84,33 @@ class Version:
 
 
 @dataclass(frozen=True)
-class AuditRow:
-    """One change of an alias. Its digest covers the row before it, so no row can be changed alone."""
+class State:
+    """What the aliases of a system are, and how often one was changed."""
 
-    row: int  # 1, 2, 3, ...
-    system: str
-    created: int  # us
-    who: str
-    what: str  # "promote", "promote, forced", "rollback", "challenger"
-    why: str
-    was: str | None  # the version that the alias named before
-    became: str | None
-    digest: str
-
-    def chained(self, before: str) -> str:
-        """What the digest must be after a row with digest `before`."""
-        return hashlib.sha256(json.dumps([before, *astuple(self)[:-1]]).encode()).hexdigest()
+    revision: int
+    aliases: Aliases
 
 
 class Registry:
-    """SQLite and a folder of bundles under one home; threads and processes may share it."""
+    """Versions and aliases in a database, bundles in a folder under home; threads and processes may share it.
 
-    def __init__(self, home: Path, clock: Clock) -> None:
-        self._bundles, self._clock = home / "bundles", clock
-        self._lock = threading.RLock()
-        self._db = connect(home / "registry.db", TABLES)
+    Whatever is loaded or promoted was signed by a key that is trusted now. Raises Unavailable when the disk is full or
+    the database is away.
+    """
+
+    def __init__(self, home: Path, clock: Clock, keys: Keys, url: str | None = None) -> None:
+        """SQLite under home, or PostgreSQL; raises Damaged for one that has lost what its bundles belong to."""
+        keys.check_outside(home)
+        self._bundles, self._clock, self._keys = home / "bundles", clock, keys
+        left = self._bundles.is_dir() and any(re.fullmatch("[0-9a-f]{64}", name) for name in os.listdir(self._bundles))
+        self._db = open_database(url, home / "registry.db", "registry", TABLES)
+        try:
+            if left and self._head() is None:  # read after the folder: a head is stored before the first bundle
+                where = home / "registry.db" if url is None else "MLSYS_DATABASE_URL"
+                raise Damaged(f"{where}: has no audit head, but {self._bundles} holds versions; restore a backup")
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -116,13 +131,17 @@ class Registry:
     ) -> Version:
         """Copy a folder in as a version, durable on return; the same files again are the same version, judged anew.
 
-        Raises BadBundle for a file that no bundle may hold.
+        Raises BadBundle for a file that no bundle may hold, and for files that another system has published.
         """
+        with self._db.transaction():
+            self._check_head()
+            if self._head() is None:  # before the first bundle: see __init__
+                self._sign(0, audit.START)
         self._bundles.mkdir(parents=True, exist_ok=True)
         temporary = self._bundles / f".{uuid.uuid4().hex}"
         try:
             shutil.copytree(folder, temporary, symlinks=True)
-            digest = bundle.seal(temporary, lineage)
+            digest = bundle.seal(temporary, system, lineage, self._keys)
             for parent, _, files in os.walk(temporary):
                 for name in files:
                     sync(Path(parent, name))
@@ -137,50 +156,60 @@ class Registry:
             shutil.rmtree(temporary, ignore_errors=True)
         version = Version(system, digest[:NAME], digest, self._clock.now(), report, lineage, tuple(verdicts))
         self.path(version)
-        said = dict(report), dict(lineage), [asdict(verdict) for verdict in verdicts]
-        with self._lock, transaction(self._db) as db:
-            db.execute(
-                UPSERT,
-                (system, version.name, digest, version.created, *map(json.dumps, said)),
+        said = map(json.dumps, (dict(report), dict(lineage), [asdict(verdict) for verdict in verdicts]))
+        with self._db.transaction():
+            found = self._db.execute(
+                "SELECT number, created FROM version WHERE system = ? AND name = ?", (system, version.name)
             )
+            ((last,),) = self._db.execute("SELECT coalesce(max(number), 0) FROM version")
+            number, created = found[0] if found else (last + 1, version.created)
+            row = (system, version.name, digest, created, *said)
+            self._db.execute(INSERT, (number, *row, str(self._keys.sign(_content(row)))))
             return self.get(system, version.name)
 
     def versions(self, system: str) -> list[Version]:
-        """From the oldest to the newest."""
-        with self._lock:
-            rows = self._db.execute("SELECT * FROM version WHERE system = ? ORDER BY rowid", (system,)).fetchall()
-        return [
-            Version(system, name, digest, created, json.loads(report), json.loads(lineage), _verdicts(verdicts))
-            for _, name, digest, created, report, lineage, verdicts in rows
-        ]
+        """From the oldest to the newest, as recorded; `get` verifies that, `path` the files."""
+        return [_version(row) for row in self._rows(system)]
 
     def get(self, system: str, name: str) -> Version:
-        """A version by its name or the first digits of it; raises NotFound, listing what there is."""
-        versions = self.versions(system)
-        found = [v for v in versions if v.name.startswith(name) and len(name) >= PREFIX]
+        """A version by its name or the first digits of it; raises NotFound, listing what there is.
+
+        Raises BadBundle when what was said of it (metrics, gates, lineage) is not what was signed.
+        """
+        rows = self._rows(system)
+        found = [row for row in rows if row[1].startswith(name) and len(name) >= PREFIX]
         if len(found) != 1:
-            there = ", ".join(v.name for v in found or versions) or "none"
+            there = ", ".join(row[1] for row in found or rows) or "none"
             raise NotFound(f"{system}: {'several versions' if found else 'no version'} {name!r}; there are: {there}")
-        return found[0]
+        try:
+            self._keys.verify(_content(found[0][:-1]), Signature.parse(found[0][-1]))
+        except BadBundle as error:
+            raise BadBundle(f"{system} {found[0][1]}: is not what was published: {error}") from None
+        return _version(found[0])
 
     def path(self, version: Version) -> Path:
         """The folder to load from, verified now; raises BadBundle."""
+        if not version.name or not version.digest.startswith(version.name):
+            raise BadBundle(f"{version.system} {version.name}: its digest must begin so, got {version.digest}")
         folder = self._bundles / version.digest
-        bundle.verify(folder, version.digest)
+        bundle.verify(folder, version.system, self._keys, version.digest)
         return folder
+
+    def state(self, system: str) -> State:
+        """Aliases and revision of one moment."""
+        rows = self._db.execute(STATE, (system, system))
+        return State(rows[0][0], {alias: name for _, alias, name in rows if alias is not None})
 
     def alias(self, system: str, alias: str) -> str | None:
         """The name of the champion, the challenger or the previous champion."""
         return self.aliases(system).get(alias)
 
-    def aliases(self, system: str) -> dict[str, str]:
-        with self._lock:
-            return dict(self._db.execute("SELECT alias, name FROM alias WHERE system = ?", (system,)).fetchall())
+    def aliases(self, system: str) -> Aliases:
+        return self.state(system).aliases
 
     def revision(self, system: str) -> int:
         """How often an alias of this system was changed: read it, decide, and pass it on as `expected`."""
-        with self._lock:
-            return int(self._db.execute("SELECT count(*) FROM audit WHERE system = ?", (system,)).fetchone()[0])
+        return self.state(system).revision
 
     def promote(
         self, system: str, name: str, *, who: str, why: str, expected: int | None = None, force: bool = False
@@ -197,28 +226,21 @@ class Registry:
         failed = [v.message for v in version.verdicts if not v.passed]
         if failed and not force:
             raise GateFailed(f"{system} {version.name}: {'; '.join(failed)}")
-        with self._lock, transaction(self._db):
-            self._expect(system, expected)
-            aliases = self.aliases(system)
-            was = aliases.get(CHAMPION)
+        with self._changing(system, expected) as state:
+            was = state.aliases.get(CHAMPION)
             against = version.lineage.get(CHAMPION, was)
             if was not in (None, version.name, against) and not force:
                 judged = f"was judged against {against or 'no champion'}, not {was}"
                 raise GateFailed(f"{system} {version.name}: {judged}; train again, or promote it with --force")
-            if was != version.name:
-                self._set(system, CHAMPION, version.name)
-                self._set(system, PREVIOUS, was)
-                if aliases.get(CHALLENGER) == version.name:
-                    self._set(system, CHALLENGER, None)
-                self._record(
-                    system,
-                    who,
-                    "promote, forced" if failed or was not in (None, against) else "promote",
-                    why,
-                    was,
-                    version.name,
-                )
-            return self.revision(system)
+            if was == version.name:
+                return state.revision
+            self._set(system, CHAMPION, version.name)
+            self._set(system, PREVIOUS, was)
+            if state.aliases.get(CHALLENGER) == version.name:
+                self._set(system, CHALLENGER, None)
+            what = "promote, forced" if failed or was not in (None, against) else "promote"
+            self._record(system, who, what, why, was, version.name)
+            return state.revision + 1
 
     def rollback(self, system: str, *, who: str, why: str, expected: int | None = None) -> int:
         """Make the previous champion the champion again and return the new revision.
@@ -226,16 +248,15 @@ class Registry:
         There is then no previous one: rolling back twice must not bring the bad version back. Raises NotFound when
         there is none, Conflict and BadBundle as `promote` does.
         """
-        with self._lock, transaction(self._db):
-            self._expect(system, expected)
-            aliases = self.aliases(system)
-            if PREVIOUS not in aliases:
+        with self._changing(system, expected) as state:
+            name = state.aliases.get(PREVIOUS)
+            if name is None:
                 raise NotFound(f"{system}: no previous champion to go back to; promote a version by its name")
-            self.path(self.get(system, aliases[PREVIOUS]))
-            self._set(system, CHAMPION, aliases[PREVIOUS])
+            self.path(self.get(system, name))
+            self._set(system, CHAMPION, name)
             self._set(system, PREVIOUS, None)
-            self._record(system, who, "rollback", why, aliases.get(CHAMPION), aliases[PREVIOUS])
-            return self.revision(system)
+            self._record(system, who, "rollback", why, state.aliases.get(CHAMPION), name)
+            return state.revision + 1
 
     def set_alias(
         self, system: str, alias: str, name: str | None, *, who: str, why: str, expected: int | None = None
@@ -248,48 +269,112 @@ class Registry:
             version = self.get(system, name)
             self.path(version)
             became = version.name
-        with self._lock, transaction(self._db):
-            self._expect(system, expected)
-            was = self.alias(system, CHALLENGER)
-            if was != became:
-                self._set(system, CHALLENGER, became)
-                self._record(system, who, "challenger", why, was, became)
-            return self.revision(system)
+        with self._changing(system, expected) as state:
+            was = state.aliases.get(CHALLENGER)
+            if was == became:
+                return state.revision
+            self._set(system, CHALLENGER, became)
+            self._record(system, who, CHALLENGER, why, was, became)
+            return state.revision + 1
 
     def audit(self, system: str | None = None) -> list[AuditRow]:
         """Who changed which alias, when, from what to what, and why; from the oldest to the newest."""
-        with self._lock:
-            rows = self._db.execute("SELECT * FROM audit ORDER BY row").fetchall()
+        rows = self._db.execute(
+            "SELECT row, system, created, who, what, why, was, became, digest FROM audit ORDER BY row"
+        )
         return [row for row in (AuditRow(*r) for r in rows) if system in (None, row.system)]
 
-    def verify_audit(self) -> None:
-        """Raises BadBundle naming the first row that was edited, moved, or follows one that was deleted."""
-        before = START
-        for i, row in enumerate(self.audit(), 1):
-            if row.row != i:
-                raise BadBundle(f"audit row {i}: must exist, the next one is row {row.row}")
-            if row.digest != row.chained(before):
-                raise BadBundle(f"audit row {i}: is not what was recorded: {row.what} by {row.who} of {row.system}")
-            before = row.digest
+    def verify_audit(self) -> Head | None:
+        """The head of the trail, None when nothing was ever published.
 
-    def _expect(self, system: str, expected: int | None) -> None:
-        revision = self.revision(system)
-        if expected not in (None, revision):
-            raise Conflict(f"{system}: aliases were at revision {expected} and are now at {revision}; look again")
+        Raises BadBundle naming the first row that was edited, moved, cut off, or follows one that was deleted, and
+        when the aliases are not those that the rows lead to. A registry that was replaced by an older one as a whole
+        is not noticed: compare row and digest with those of an earlier call.
+        """
+        with self._db.transaction():
+            return self._verified()
+
+    def rotate(self) -> str:
+        """Make a new signing key, sign the head with it, and return its id; raises as `verify_audit` does."""
+        with self._db.transaction():
+            head = self._verified()
+            key = self._keys.rotate()
+            if head is not None:
+                self._sign(head.row, head.digest)
+            return key
+
+    def _verified(self) -> Head | None:
+        rows, head = self.audit(), self._head()
+        aliases: dict[str, Aliases] = {}
+        for system, alias, name in self._db.execute("SELECT system, alias, name FROM alias"):
+            aliases.setdefault(system, {})[alias] = name
+        if head is None:
+            self._check_empty()
+        else:
+            audit.verify(rows, head, aliases, self._keys)
+        return head
+
+    @contextmanager
+    def _changing(self, system: str, expected: int | None) -> Iterator[State]:
+        """One at a time; all that is written in it, or nothing."""
+        with self._db.transaction():
+            self._check_head()
+            state = self.state(system)
+            if expected not in (None, state.revision):
+                now = f"aliases were at revision {expected} and are now at {state.revision}"
+                raise Conflict(f"{system}: {now}; look again")
+            yield state
 
     def _set(self, system: str, alias: str, name: str | None) -> None:
-        if name is None:
-            self._db.execute("DELETE FROM alias WHERE system = ? AND alias = ?", (system, alias))
-        else:
-            self._db.execute("INSERT OR REPLACE INTO alias VALUES (?, ?, ?)", (system, alias, name))
+        self._db.execute("DELETE FROM alias WHERE system = ? AND alias = ?", (system, alias))
+        if name is not None:
+            self._db.execute("INSERT INTO alias (system, alias, name) VALUES (?, ?, ?)", (system, alias, name))
 
     def _record(self, system: str, who: str, what: str, why: str, was: str | None, became: str | None) -> None:
-        newest = "SELECT row, digest FROM audit ORDER BY row DESC LIMIT 1"
-        count, before = self._db.execute(newest).fetchone() or (0, START)
+        count, before = self._last()
         row = AuditRow(count + 1, system, self._clock.now(), who, what, why, was, became, "")
         row = replace(row, digest=row.chained(before))
         self._db.execute("INSERT INTO audit VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", astuple(row))
+        self._sign(row.row, row.digest)
+
+    def _sign(self, row: int, digest: str) -> None:
+        self._db.execute("DELETE FROM audit_head")
+        self._db.execute("INSERT INTO audit_head VALUES (1, ?, ?, ?)", astuple(Head.sign(row, digest, self._keys)))
+
+    def _head(self) -> Head | None:
+        rows = self._db.execute("SELECT row, digest, signature FROM audit_head")
+        return Head(*rows[0]) if rows else None
+
+    def _last(self) -> tuple[int, str]:
+        rows = self._db.execute("SELECT row, digest FROM audit ORDER BY row DESC LIMIT 1")
+        return rows[0] if rows else (0, audit.START)
+
+    def _check_head(self) -> None:
+        """A trail that was tampered with must not be signed anew."""
+        head = self._head()
+        if head is None:
+            self._check_empty()
+        else:
+            head.verify(*self._last(), self._keys)
+
+    def _check_empty(self) -> None:
+        for table in ("audit", "alias", "version"):
+            if self._db.execute(f"SELECT 1 FROM {table} LIMIT 1"):
+                raise BadBundle(f"audit head: must exist, table {table} is not empty")
+
+    def _rows(self, system: str) -> list[tuple[Any, ...]]:
+        return self._db.execute(f"SELECT {VERSION}, signature FROM version WHERE system = ? ORDER BY number", (system,))
 
 
-def _verdicts(said: str) -> tuple[Verdict, ...]:
-    return tuple(Verdict(**{**verdict, "gate": Gate(**verdict["gate"])}) for verdict in json.loads(said))
+def _version(row: Sequence[Any]) -> Version:
+    system, name, digest, created, report, lineage, verdicts, _ = row
+    try:
+        judged = tuple(Verdict(**{**verdict, "gate": Gate(**verdict["gate"])}) for verdict in json.loads(verdicts))
+        return Version(system, name, digest, created, json.loads(report), json.loads(lineage), judged)
+    except (ValueError, TypeError, KeyError):
+        raise Damaged(f"{system} {name}: what was recorded of it cannot be read; restore a backup") from None
+
+
+def _content(row: Sequence[Any]) -> bytes:
+    """It says what it is, so that no signature of something else serves for a version."""
+    return b"mlsys version 1\n" + json.dumps(list(row)).encode()

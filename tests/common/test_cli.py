@@ -1,6 +1,7 @@
 """What a person types: one clear line for a mistake, one document for a machine."""
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from common.cli import main
 from common.clock import WallClock
+from common.registry.keys import Keys
 from common.registry.registry import Registry
 
 
@@ -97,10 +99,10 @@ def test_a_command_that_is_told_to_stop_leaves_no_half_a_world(home: Path) -> No
 
 
 def test_an_audit_trail_that_was_edited_is_said(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Registry(home, WallClock()) as registry:
+    with Registry(home, WallClock(), Keys(Path(os.environ["MLSYS_KEYS"]))) as registry:
         folder = home / "made"
         folder.mkdir()
-        (folder / "trees.txt").write_text("")
+        (folder / "trees.txt").write_text("tree\n")
         version = registry.publish("fraud", folder, {"metrics": {}}, {}, [])
         registry.promote("fraud", version.name, who="ann", why="first")
     assert main(["versions", "fraud"]) == 0

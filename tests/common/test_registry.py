@@ -1,5 +1,9 @@
-import sqlite3
-from collections.abc import Iterator
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -9,9 +13,12 @@ from typing import Any
 import pytest
 
 from common.clock import SimulatedClock
-from common.errors import BadBundle, BadSetting, Conflict, GateFailed, NotFound
+from common.data.database import open_database
+from common.errors import BadBundle, BadSetting, Conflict, Damaged, GateFailed, NotFound
+from common.registry import bundle
 from common.registry.gates import Gate, Verdict
-from common.registry.registry import Registry, Version
+from common.registry.keys import Keys
+from common.registry.registry import Registry, State, Version
 
 GATE = Gate("auc", 0.8, better="higher")
 PASSED, FAILED = GATE.check({"auc": 0.9}, {}), GATE.check({"auc": 0.7}, {})
@@ -29,15 +36,42 @@ def home(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def registry(home: Path, clock: SimulatedClock) -> Iterator[Registry]:
-    with Registry(home, clock) as registry:
+def keys(tmp_path: Path) -> Keys:
+    return Keys(tmp_path / "keys")
+
+
+Opened = Callable[[], Registry]
+Tamper = Callable[[str], None]
+
+
+@pytest.fixture
+def opened(home: Path, clock: SimulatedClock, keys: Keys, database_url: str | None) -> Opened:
+    """As another process would."""
+    return lambda: Registry(home, clock, keys, database_url)
+
+
+@pytest.fixture
+def registry(opened: Opened) -> Iterator[Registry]:
+    with opened() as registry:
         yield registry
+
+
+@pytest.fixture
+def tamper(home: Path, database_url: str | None) -> Tamper:
+    """Statements past the registry, as whoever has the database but not the key would do them."""
+
+    def run(statements: str) -> None:
+        with closing(open_database(database_url, home / "registry.db", "tamper", "")) as db:
+            for statement in statements.split(";"):
+                db.execute(statement)
+
+    return run
 
 
 def folder(home: Path, content: str) -> Path:
     made = home.parent / f"made-{content}"
     (made / "deep").mkdir(parents=True, exist_ok=True)
-    (made / "trees.txt").write_text(content)
+    (made / "trees.txt").write_text(f"tree\n{content}\n")
     (made / "deep/settings.json").write_text("{}")
     return made
 
@@ -65,7 +99,7 @@ def test_a_published_version_is_what_was_said_of_it(registry: Registry, home: Pa
     assert registry.versions("fraud") == []
     path = registry.path(version)
     assert path == home / "bundles" / version.digest
-    assert (path / "trees.txt").read_text() == "a"
+    assert (path / "trees.txt").read_text() == "tree\na\n"
     assert (path / "deep/settings.json").read_text() == "{}"
     assert not (made / "manifest.json").exists()
 
@@ -78,9 +112,16 @@ def test_the_same_files_are_the_same_version_recorded_once(
     again = registry.publish("search", folder(home, "a"), {"auc": 0.7}, {"seed": 2}, [FAILED])
     assert (again.name, again.created, again.verdicts) == (first.name, first.created, (FAILED,))
     assert registry.versions("search") == [again]
-    other = registry.publish("fraud", folder(home, "a"), {}, {}, [])
-    assert (other.digest, other.created) == (first.digest, 2_000)
     assert [path.name for path in (home / "bundles").iterdir()] == [first.digest]
+
+
+def test_what_one_system_published_is_no_version_of_another(registry: Registry, home: Path) -> None:
+    first = registry.publish("search", folder(home, "a"), {}, {}, [])
+    with pytest.raises(BadBundle, match=r"manifest\.json: system: must be fraud, got search"):
+        registry.publish("fraud", folder(home, "a"), {}, {}, [])
+    assert registry.versions("fraud") == []
+    with pytest.raises(BadBundle, match=r"manifest\.json: system: must be fraud, got search"):
+        registry.path(replace(first, system="fraud"))
 
 
 def test_a_file_that_no_bundle_may_hold_publishes_nothing(registry: Registry, home: Path) -> None:
@@ -124,16 +165,23 @@ def test_four_digits_name_a_version_and_what_there_is_is_listed(registry: Regist
         registry.get("fraud", "ffff")
 
 
-def test_digits_that_several_versions_begin_with_are_refused(
-    registry: Registry, home: Path, versions: list[Version]
-) -> None:
-    with closing(sqlite3.connect(home / "registry.db")) as db:
-        for i, version in enumerate(versions[:2]):
-            db.execute("UPDATE version SET name = ? WHERE name = ?", (f"abcd{i}", version.name))
-        db.commit()
-    with pytest.raises(NotFound, match="search: several versions 'abcd'; there are: abcd0, abcd1"):
-        registry.get("search", "abcd")
-    assert registry.get("search", "abcd1").name == "abcd1"
+def test_digits_that_several_versions_begin_with_are_refused(registry: Registry, home: Path) -> None:
+    def digest(content: str) -> str:
+        files = {"deep/settings.json": "{}", "trees.txt": f"tree\n{content}\n"}
+        return hashlib.sha256(
+            json.dumps(sorted((k, hashlib.sha256(v.encode()).hexdigest()) for k, v in files.items())).encode()
+        ).hexdigest()
+
+    seen: dict[str, str] = {}
+    i = 0
+    while (start := digest(str(i))[:4]) not in seen:
+        seen[start] = str(i)
+        i += 1
+    one, two = (registry.publish("search", folder(home, n), {}, {}, []) for n in (seen[start], str(i)))
+    assert one.digest == digest(seen[start])
+    with pytest.raises(NotFound, match=f"search: several versions '{start}'; there are: {one.name}, {two.name}"):
+        registry.get("search", start)
+    assert registry.get("search", two.name) == two
 
 
 def test_a_verdict_against_a_champion_that_is_gone_is_none(registry: Registry, home: Path) -> None:
@@ -170,7 +218,7 @@ def test_promotion_moves_the_champion_to_previous(
 def test_systems_have_aliases_and_revisions_of_their_own(
     registry: Registry, home: Path, versions: list[Version]
 ) -> None:
-    other = registry.publish("fraud", folder(home, "a"), {}, {}, [])
+    other = registry.publish("fraud", folder(home, "d"), {}, {}, [])
     registry.promote("search", versions[1].name, **SAID)
     assert registry.revision("fraud") == 0
     registry.promote("fraud", other.name, **SAID, expected=0)
@@ -204,10 +252,10 @@ def test_a_decision_on_an_old_revision_is_a_conflict(registry: Registry, version
 
 
 def test_of_those_who_decide_on_one_revision_one_wins(
-    registry: Registry, home: Path, clock: SimulatedClock, versions: list[Version]
+    registry: Registry, opened: Opened, versions: list[Version]
 ) -> None:
     def decide(i: int) -> bool:
-        with Registry(home, clock) as mine:
+        with opened() as mine:
             try:
                 mine.promote("search", versions[i % 2].name, **SAID, expected=0)
             except Conflict:
@@ -285,60 +333,354 @@ def test_a_challenger_is_named_dropped_and_no_longer_one_when_promoted(
         registry.set_alias("search", "champion", a, **SAID)
 
 
-TAMPERING = [
-    ("UPDATE audit SET who = 'nobody' WHERE row = 2", "audit row 2: is not what was recorded"),
-    ("UPDATE audit SET why = '' WHERE row = 4", "audit row 4: is not what was recorded"),
-    ("UPDATE audit SET was = NULL WHERE row = 3", "audit row 3: is not what was recorded"),
-    ("UPDATE audit SET created = created + 1 WHERE row = 1", "audit row 1: is not what was recorded"),
-    ("DELETE FROM audit WHERE row = 3", "audit row 3: must exist, the next one is row 4"),
-    ("DELETE FROM audit WHERE row = 1", "audit row 1: must exist, the next one is row 2"),
-    (
-        "DELETE FROM audit WHERE row = 3; UPDATE audit SET row = 3 WHERE row = 4",
-        "audit row 3: is not what was recorded",
+EDITED = "is not what was recorded"
+TAMPERING: dict[str, tuple[str, str]] = {
+    "edited": ("UPDATE audit SET who = 'nobody' WHERE row = 2", f"audit row 2: {EDITED}"),
+    "its reason edited": ("UPDATE audit SET why = '' WHERE row = 4", f"audit row 4: {EDITED}"),
+    "its version edited": ("UPDATE audit SET was = NULL WHERE row = 3", f"audit row 3: {EDITED}"),
+    "its time edited": ("UPDATE audit SET created = created + 1 WHERE row = 1", f"audit row 1: {EDITED}"),
+    "deleted": ("DELETE FROM audit WHERE row = 3", "audit row 3: must exist, the next one is row 4"),
+    "the first deleted": ("DELETE FROM audit WHERE row = 1", "audit row 1: must exist, the next one is row 2"),
+    "deleted and closed up": (
+        "DELETE FROM audit WHERE row = 3; UPDATE audit SET row = 3 WHERE row = 4", f"audit row 3: {EDITED}",
     ),
-    (
+    "reordered": (
         "UPDATE audit SET row = 9 WHERE row = 2; UPDATE audit SET row = 2 WHERE row = 3; "
         "UPDATE audit SET row = 3 WHERE row = 9",
-        "audit row 2: is not what was recorded",
+        f"audit row 2: {EDITED}",
     ),
-]
+    "the last cut off": ("DELETE FROM audit WHERE row = 4", "audit row 4: must exist, 4 were signed"),
+    "the last two cut off": ("DELETE FROM audit WHERE row > 2", "audit row 3: must exist, 4 were signed"),
+    "all cut off": ("DELETE FROM audit", "audit row 1: must exist, 4 were signed"),
+    "all, the head too": ("DELETE FROM audit; DELETE FROM audit_head", "audit head: must exist, table alias is not"),
+    "all, head and aliases too": (
+        "DELETE FROM audit; DELETE FROM audit_head; DELETE FROM alias", "audit head: must exist, table version is not",
+    ),
+    "the head alone": ("DELETE FROM audit_head", "audit head: must exist, table audit is not empty"),
+    "cut off, the head's count too": (
+        "DELETE FROM audit WHERE row = 4; UPDATE audit_head SET row = 3", "audit row 3: is not the one that was signed",
+    ),
+    "cut off, the head's row too": (
+        "DELETE FROM audit WHERE row = 4; UPDATE audit_head SET row = 3, digest = (SELECT digest FROM audit "
+        "WHERE row = 3)",
+        "audit head: signature: is not one of key",
+    ),
+    "the head's signature gone": ("UPDATE audit_head SET signature = ''", "audit head: signature: must be ed25519"),
+    "a version's signature as the head's": (
+        "UPDATE audit_head SET signature = (SELECT signature FROM version WHERE number = 1)",
+        "audit head: signature: is not one of key",
+    ),
+    "an alias moved": (
+        "UPDATE alias SET name = 'aaaaaaaaaaaa' WHERE alias = 'champion'",
+        "search: champion: is [0-9a-f]{12} by the audit trail, but the registry says aaaaaaaaaaaa",
+    ),
+    "an alias dropped": (
+        "DELETE FROM alias WHERE alias = 'previous'", "search: previous: is .* but the registry says none",
+    ),
+    "an alias added": (
+        "INSERT INTO alias (system, alias, name) VALUES ('other', 'champion', 'aaaaaaaaaaaa')",
+        "other: champion: is none by the audit trail, but the registry says aaaaaaaaaaaa",
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "message"), TAMPERING)
-def test_an_audit_row_that_was_edited_deleted_or_moved_is_named(
-    registry: Registry, home: Path, versions: list[Version], change: str, message: str
-) -> None:
+@pytest.fixture
+def trail(registry: Registry, versions: list[Version]) -> list[str]:
     a, b, _ = (version.name for version in versions)
     for name in (a, b, a, b):
         registry.promote("search", name, **SAID)
-    registry.verify_audit()
-    with closing(sqlite3.connect(home / "registry.db")) as db:
-        db.executescript(change)
-    with pytest.raises(BadBundle, match=message):
+    return [a, b]
+
+
+@pytest.mark.parametrize("what", TAMPERING)
+def test_a_trail_that_was_tampered_with_is_found_and_the_row_named(
+    registry: Registry, trail: list[str], tamper: Tamper, what: str
+) -> None:
+    change, message = TAMPERING[what]
+    head = registry.verify_audit()
+    assert head is not None
+    assert head.row == 4
+    tamper(change)
+    with pytest.raises(BadBundle, match=message) as caught:
+        registry.verify_audit()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("what", [what for what in TAMPERING if "cut off" in what or "head" in what])
+def test_a_trail_that_lost_its_end_is_not_signed_anew(
+    registry: Registry, home: Path, trail: list[str], tamper: Tamper, what: str
+) -> None:
+    tamper(TAMPERING[what][0])
+    for write in (
+        lambda: registry.promote("search", trail[0], **SAID),
+        lambda: registry.rollback("search", **SAID),
+        lambda: registry.set_alias("search", "challenger", trail[0], **SAID),
+        lambda: registry.publish("search", folder(home, "z"), {}, {}, []),
+        lambda: registry.rotate(),
+    ):
+        with pytest.raises(BadBundle, match="^audit "):
+            write()
+    with pytest.raises(BadBundle, match="^audit "):
         registry.verify_audit()
 
 
-def test_an_edited_audit_row_with_a_digest_to_match_breaks_the_next_one(
-    registry: Registry, home: Path, versions: list[Version]
+def test_an_edited_row_with_a_digest_to_match_breaks_the_next_one(
+    registry: Registry, trail: list[str], tamper: Tamper
 ) -> None:
-    a, b, _ = (version.name for version in versions)
-    for name in (a, b, a):
-        registry.promote("search", name, **SAID)
-    first, second, _ = registry.audit()
-    forged = replace(second, who="nobody")
-    with closing(sqlite3.connect(home / "registry.db")) as db:
-        digest = forged.chained(first.digest)
-        db.execute("UPDATE audit SET who = 'nobody', digest = ? WHERE row = 2", (digest,))
-        db.commit()
+    first, second, *_ = registry.audit()
+    digest = replace(second, who="nobody").chained(first.digest)
+    tamper(f"UPDATE audit SET who = 'nobody', digest = '{digest}' WHERE row = 2")
     with pytest.raises(BadBundle, match="audit row 3: is not what was recorded"):
         registry.verify_audit()
 
 
-def test_a_registry_is_found_again_in_its_folder(
-    registry: Registry, home: Path, clock: SimulatedClock, versions: list[Version]
+def test_a_trail_written_anew_to_its_end_is_not_what_was_signed(
+    registry: Registry, trail: list[str], tamper: Tamper
 ) -> None:
+    before = ""
+    for row in registry.audit():
+        forged = replace(row, who="nobody")
+        before = forged.chained(before or "0" * 64)
+        tamper(f"UPDATE audit SET who = 'nobody', digest = '{before}' WHERE row = {row.row}")
+    with pytest.raises(BadBundle, match="audit row 4: is not the one that was signed as the last"):
+        registry.verify_audit()
+    tamper(f"UPDATE audit_head SET digest = '{before}'")
+    with pytest.raises(BadBundle, match="audit head: signature: is not one of key"):
+        registry.verify_audit()
+
+
+def test_a_row_added_past_the_registry_is_found(registry: Registry, trail: list[str], tamper: Tamper) -> None:
+    last = registry.audit()[-1]
+    row = replace(last, row=5, was=trail[1], became=trail[0])
+    digest = row.chained(last.digest)
+    tamper(f"INSERT INTO audit SELECT 5, system, created, who, what, why, '{row.was}', '{row.became}', '{digest}' "
+           "FROM audit WHERE row = 4")  # fmt: skip
+    with pytest.raises(BadBundle, match="audit row 5: must not exist, only 4 were signed"):
+        registry.verify_audit()
+
+
+def test_the_head_of_an_older_time_does_not_fit_the_rows_of_now(
+    registry: Registry, trail: list[str], tamper: Tamper
+) -> None:
+    old = registry.verify_audit()
+    assert old is not None
+    registry.promote("search", trail[0], **SAID)
+    tamper(f"UPDATE audit_head SET row = 4, digest = '{old.digest}', signature = '{old.signature}'")
+    with pytest.raises(BadBundle, match="audit row 5: must not exist, only 4 were signed"):
+        registry.verify_audit()
+
+
+def test_a_trail_signed_by_somebody_else_is_refused(
+    registry: Registry, home: Path, trail: list[str], clock: SimulatedClock, database_url: str | None, tmp_path: Path
+) -> None:
+    with Registry(home, clock, Keys(tmp_path / "others"), database_url) as stranger:
+        with pytest.raises(BadBundle, match="audit head: signature: key .* is not trusted"):
+            stranger.verify_audit()
+        with pytest.raises(BadBundle, match=r"audit head: signature: key .* is not trusted"):
+            stranger.rollback("search", **SAID)
+        with pytest.raises(BadBundle, match="is not what was published: signature: key"):
+            stranger.get("search", trail[0])
+        with pytest.raises(BadBundle, match=r"manifest\.sig: signature: key .* is not trusted"):
+            stranger.path(registry.get("search", trail[0]))
+    registry.verify_audit()
+
+
+def test_an_empty_registry_has_nothing_to_verify_and_makes_no_key(registry: Registry, keys: Keys) -> None:
+    assert registry.verify_audit() is None
+    assert not keys.folder.exists()
+
+
+def test_after_a_rotation_all_is_still_believed_and_the_head_is_signed_anew(
+    registry: Registry, home: Path, keys: Keys, trail: list[str]
+) -> None:
+    old = keys.sign(b"").key
+    key = registry.rotate()
+    head = registry.verify_audit()
+    assert head is not None
+    assert head.key == key != old
+    registry.path(registry.get("search", trail[1]))
+    assert registry.rollback("search", **SAID) == 5
+    (keys.folder / f"trusted/{old}.pem").unlink()
+    registry.verify_audit()
+    with pytest.raises(BadBundle, match=f"signature: key {old} is not trusted"):
+        registry.promote("search", trail[1], **SAID)
+    new = registry.publish("search", folder(home, "new"), {}, {}, [PASSED])
+    assert registry.promote("search", new.name, **SAID) == 6
+
+
+def test_keys_inside_the_state_folder_are_refused(home: Path, clock: SimulatedClock) -> None:
+    with pytest.raises(BadSetting, match="MLSYS_KEYS: must lie outside MLSYS_HOME"):
+        Registry(home, clock, Keys(home / "keys"))
+    assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE version SET verdicts = '[]' WHERE number = 3",  # the gate that it missed
+        "UPDATE version SET report = '{\"auc\": 1.0}' WHERE number = 3",
+        "UPDATE version SET lineage = '{}' WHERE number = 3",
+        "UPDATE version SET created = 7 WHERE number = 3",
+        "UPDATE version SET digest = (SELECT digest FROM version WHERE number = 1) WHERE number = 3",
+        "UPDATE version SET signature = (SELECT signature FROM version WHERE number = 1) WHERE number = 3",
+        "UPDATE version SET signature = (SELECT signature FROM audit_head) WHERE number = 3",
+        "UPDATE version SET report = '{' WHERE number = 3",
+    ],
+)
+def test_what_was_said_of_a_version_cannot_be_edited(
+    registry: Registry, versions: list[Version], tamper: Tamper, change: str
+) -> None:
+    a, _, c = (version.name for version in versions)
+    registry.promote("search", a, **SAID)
+    tamper(change)
+    for write in (
+        lambda: registry.promote("search", c, **SAID),
+        lambda: registry.set_alias("search", "challenger", c, **SAID),
+    ):
+        with pytest.raises(BadBundle, match=f"search {c}: is not what was published: signature"):
+            write()
+    assert registry.aliases("search") == {"champion": a}
+    registry.path(registry.get("search", a))
+
+
+def test_a_version_that_cannot_be_read_is_one_clear_line(
+    registry: Registry, versions: list[Version], tamper: Tamper
+) -> None:
+    tamper("UPDATE version SET report = '{' WHERE number = 2")
+    with pytest.raises(Damaged, match=f"search {versions[1].name}: what was recorded of it cannot be read"):
+        registry.versions("search")
+
+
+def test_a_version_that_points_at_another_bundle_is_not_loaded(registry: Registry, versions: list[Version]) -> None:
+    with pytest.raises(BadBundle, match="its digest must begin so"):
+        registry.path(replace(versions[0], digest=versions[1].digest))
+
+
+def spoil_signature(folder: Path) -> None:
+    (folder / bundle.SIGNATURE).write_text(f"ed25519 {'0' * 16} {'0' * 128}")
+
+
+def rename(folder: Path) -> None:
+    (folder / "trees.txt").rename(folder / "forest.txt")
+
+
+def link(folder: Path) -> None:
+    (folder / "trees.txt").rename(folder.parent.parent / "trees.txt")
+    (folder / "trees.txt").symlink_to("../../trees.txt")
+
+
+def link_all(folder: Path) -> None:
+    folder.rename(folder.parent.parent / "moved")
+    folder.symlink_to(folder.parent.parent / "moved")
+
+
+def forge(folder: Path) -> None:
+    (folder / "trees.txt").write_text("tree\nforged\n")
+    bundle.seal(folder, "search", {}, Keys(folder.parents[2] / "others"))
+
+
+def disguise(folder: Path) -> None:
+    (folder / "trees.txt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+
+
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "changed": lambda folder: (folder / "trees.txt").write_text("tree\nspoilt\n"),
+    "added": lambda folder: (folder / "more.json").write_text("{}"),
+    "missing": lambda folder: (folder / "trees.txt").unlink(),
+    "renamed": rename,
+    "a link": link,
+    "a link to a bundle": link_all,
+    "gone": shutil.rmtree,
+    "unsigned": lambda folder: (folder / bundle.SIGNATURE).unlink(),
+    "wrongly signed": spoil_signature,
+    "signed by another key": forge,
+    "without manifest": lambda folder: (folder / bundle.MANIFEST).unlink(),
+    "a pickle in disguise": disguise,
+    "a pipe": lambda folder: os.mkfifo(folder / "pipe.txt"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_spoilt_version_is_never_live_and_the_live_one_goes_on(
+    registry: Registry, home: Path, versions: list[Version], how: str
+) -> None:
+    a, b, _ = (version.name for version in versions)
+    registry.promote("search", a, **SAID)
+    registry.promote("search", b, **SAID)
+    SPOILT[how](home / "bundles" / versions[0].digest)
+    for use in (
+        lambda: registry.path(versions[0]),
+        lambda: registry.rollback("search", **SAID),
+        lambda: registry.promote("search", a, **SAID),
+        lambda: registry.set_alias("search", "challenger", a, **SAID),
+    ):
+        with pytest.raises(BadBundle) as caught:
+            use()
+        assert "\n" not in str(caught.value)
+    assert registry.state("search") == State(2, {"champion": b, "previous": a})
+    assert (registry.path(registry.get("search", b)) / "trees.txt").read_text() == "tree\nb\n"
+    registry.verify_audit()
+
+
+def test_a_bundle_in_anothers_place_is_refused(registry: Registry, home: Path, versions: list[Version]) -> None:
+    a, b = (home / "bundles" / version.digest for version in versions[:2])
+    shutil.rmtree(a)
+    b.rename(a)
+    with pytest.raises(BadBundle, match=f"manifest.json: digest must be {versions[0].digest}"):
+        registry.path(versions[0])
+
+
+EMPTIED = "DELETE FROM version; DELETE FROM alias; DELETE FROM audit; DELETE FROM audit_head"
+
+
+def test_a_registry_that_lost_all_is_not_taken_for_a_new_one(
+    opened: Opened, home: Path, registry: Registry, trail: list[str], tamper: Tamper
+) -> None:
+    tamper(EMPTIED)
+    with pytest.raises(Damaged, match=re.escape(f"has no audit head, but {home}/bundles holds versions; restore")):
+        opened()
+
+
+def test_a_bundle_left_by_a_publisher_that_was_killed_does_no_harm(
+    opened: Opened, home: Path, registry: Registry, tamper: Tamper
+) -> None:
+    version = registry.publish("search", folder(home, "a"), {}, {}, [])
+    tamper("DELETE FROM version")  # as if it had come no further than the bundle
+    with opened() as again:
+        assert again.versions("search") == []
+        assert again.publish("search", folder(home, "a"), {}, {}, []).digest == version.digest
+        again.verify_audit()
+
+
+def wipe(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def zero(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def tear(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+@pytest.mark.parametrize("damage", [wipe, zero, tear, lambda path: path.write_text("no database" * 500), Path.unlink])
+def test_a_damaged_database_is_said_and_never_an_empty_registry(
+    home: Path, clock: SimulatedClock, keys: Keys, damage: Callable[[Path], object]
+) -> None:
+    with Registry(home, clock, keys) as registry:
+        version = registry.publish("search", folder(home, "a"), {}, {}, [PASSED])
+        registry.promote("search", version.name, **SAID)
+    damage(home / "registry.db")
+    with pytest.raises(Damaged, match="restore a backup") as caught:
+        with Registry(home, clock, keys) as registry:
+            registry.verify_audit()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_registry_is_found_again_in_its_folder(registry: Registry, opened: Opened, versions: list[Version]) -> None:
     registry.promote("search", versions[0].name, **SAID)
-    with Registry(home, clock) as again:
+    with opened() as again:
         assert again.versions("search") == versions
         assert again.aliases("search") == {"champion": versions[0].name}
         assert again.versions("search")[2].verdicts == (Verdict(GATE, False, 0.7, 0.8, FAILED.message),)
