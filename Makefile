@@ -44,6 +44,7 @@ bench: $(READY)
 
 bench-full: bench
 	$(BIN)/python -m benchmarks.trust
+	$(BIN)/python -m benchmarks.fraud
 	$(BIN)/mlsys run fraud --preset full --tune 0
 
 # The figures that the pages show: run on a quiet machine, look at the difference, commit.
@@ -54,6 +55,7 @@ results: $(READY)
 	$(BIN)/mlsys benchmark fraud --json > docs/results/benchmark.json
 	$(BIN)/python -m benchmarks.features --json > docs/results/features.json
 	$(BIN)/python -m benchmarks.trust --json > docs/results/trust.json
+	$(BIN)/python -m benchmarks.fraud --json > docs/results/fraud.json
 	$(BIN)/python -m benchmarks.document
 
 # What was tested, as constraints: run after a change of pyproject.toml, then make test.
