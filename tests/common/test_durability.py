@@ -151,8 +151,44 @@ def test_a_log_that_is_closed_makes_durable_what_was_submitted_and_takes_no_more
     answers = [log.submit([payment(i)]) for i in range(100)]
     log.close()
     assert sorted(answer.result(0)[0].position for answer in answers) == list(range(1, 101))
+    log.close()
     with pytest.raises(Unavailable, match="closed"):
         log.append([payment("late")])
+
+
+def test_whoever_submits_while_the_log_is_closed_is_answered(path: Path) -> None:
+    for round in range(20):
+        log = EventLog(path, WallClock(), [Payment])
+        answered: list[str] = []
+
+        def write(log: EventLog = log, who: str = str(round), answered: list[str] = answered) -> None:
+            try:
+                for i in range(1_000):
+                    log.append([payment(f"{who}-{i}")])
+            except Unavailable as error:
+                answered.append(str(error))
+
+        writers = [threading.Thread(target=write, daemon=True) for _ in range(4)]
+        for writer in writers:
+            writer.start()
+        log.close()
+        for writer in writers:
+            writer.join(30)
+        assert answered == ["log: it is closed"] * 4
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # newer Pythons warn of what is tested here
+def test_after_a_fork_a_log_says_that_it_must_be_opened_again(path: Path) -> None:
+    with EventLog(path, WallClock(), [Payment]) as log:
+        log.append([payment("a")])
+        child = os.fork()
+        if child == 0:
+            try:
+                log.append([payment("b")])
+            except Unavailable:
+                os._exit(7)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="no strace")

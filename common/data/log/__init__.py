@@ -130,7 +130,7 @@ class EventLog:
         self._replaced: list[Storage] = []  # a reader may still be in the middle of one
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._writer: threading.Thread | None = None
-        self._starting = threading.Lock()
+        self._submitting = threading.Lock()
         self._closed = False
 
     @property
@@ -146,11 +146,13 @@ class EventLog:
 
     def close(self) -> None:
         """What was submitted is made durable first."""
-        with self._starting:
+        with self._submitting:
+            if self._closed:
+                return
             self._closed = True
-            if self._writer is not None:
-                self._calls.put(None)
-                self._writer.join()
+            self._calls.put(None)
+        if self._writer is not None:
+            self._writer.join()
         for storage in (*self._replaced, self._storage):
             storage.close()
 
@@ -183,9 +185,15 @@ class EventLog:
         if created is not None and len(created) != len(events):
             raise OutOfOrder(f"created: must have one time per event, got {len(created)} for {len(events)}")
         call = _Call(events, [self._kind(event) for event in events], created, future)
-        if self._writer is None or self._closed:
-            self._start()
-        self._calls.put(call)
+        with self._submitting:  # nobody is left behind a writer that has gone
+            if self._closed:
+                raise Unavailable("log: it is closed")
+            if self._writer is None:
+                self._writer = threading.Thread(target=self._write, name="event log", daemon=True)
+                self._writer.start()
+            if not self._writer.is_alive():
+                raise Unavailable("log: its writer is gone; after a fork, open the log again")
+            self._calls.put(call)
         return call
 
     def read(self, kind: type[Event], after: int = 0, until: int | None = None) -> pa.Table:
@@ -223,14 +231,6 @@ class EventLog:
         if self._kinds.get(name) is not type(event):
             raise BadRecord(f"{event.event_id}: kind: must be one of {', '.join(self._kinds)}, got {name}")
         return name
-
-    def _start(self) -> None:
-        with self._starting:
-            if self._closed:
-                raise Unavailable("log: it is closed")
-            if self._writer is None:
-                self._writer = threading.Thread(target=self._write, name="event log", daemon=True)
-                self._writer.start()
 
     def _write(self) -> None:
         """The only thread that writes: gathers calls, makes them durable together, answers each."""
