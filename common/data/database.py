@@ -30,8 +30,19 @@ class Database(Protocol):
 
 
 def open_database(url: str | None, path: Path, name: str, tables: str) -> Database:
-    """PostgreSQL where there is a url, else the file; `name` is that of the lock among writers."""
-    return Sqlite(path, tables) if url is None else Postgres(url, name, tables)
+    """PostgreSQL where there is a url, else the file, all of which is looked at now: it has to be a small one.
+
+    `name` is that of the lock among writers. Raises Damaged, Unavailable.
+    """
+    if url is not None:
+        return Postgres(url, name, tables)
+    database = Sqlite(path, tables)
+    try:
+        database.check()
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
 class Sqlite:
@@ -121,6 +132,9 @@ def said(path: Path, error: sqlite3.Error) -> Exception:
         return Unavailable(f"{path}: {why}; nothing of this call was kept: mend it, then retry")
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return Damaged(f"{path}: is damaged: {error}; restore a backup")
+    if isinstance(error, sqlite3.OperationalError):  # a table or a text is not what it was
+        why = str(error).encode("ascii", "replace").decode()
+        return Damaged(f"{path}: is damaged, or of another version of this program: {why}; restore a backup")
     return error
 
 

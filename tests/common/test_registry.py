@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.clock import SimulatedClock
 from common.data.database import open_database
@@ -686,3 +688,55 @@ def test_a_registry_is_found_again_in_its_folder(registry: Registry, opened: Ope
         assert again.versions("search")[2].verdicts == (Verdict(GATE, False, 0.7, 0.8, FAILED.message),)
         assert again.audit() == registry.audit()
         again.verify_audit()
+
+
+@given(at=st.floats(0, 1, exclude_max=True), damage=st.sampled_from(["torn", "zeroed", "flipped"]))
+@settings(deadline=None, max_examples=100)
+def test_a_damaged_database_is_refused_or_says_what_it_said_before(
+    whole: tuple[bytes, Callable[[], Registry]], at: float, damage: str
+) -> None:
+    content, reopened = whole
+    place = int(at * len(content))
+    damaged = {
+        "torn": content[:place],
+        "zeroed": content[:place] + bytes(len(content) - place),
+        "flipped": content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :],
+    }[damage]
+    with reopened() as registry:
+        expected = said_of(registry)
+        path = registry._db.path  # type: ignore[attr-defined]
+    path.write_bytes(damaged)
+    try:
+        with reopened() as registry:
+            found = said_of(registry)
+    except (Damaged, BadBundle, NotFound) as error:
+        found = expected
+        assert "\n" not in str(error)
+    finally:
+        for name in ("", "-wal", "-shm"):
+            Path(f"{path}{name}").unlink(missing_ok=True)
+        path.write_bytes(content)
+    assert found == expected
+
+
+def said_of(registry: Registry) -> object:
+    registry.verify_audit()
+    versions = [registry.get("shop", version.name) for version in registry.versions("shop")]
+    return versions, registry.aliases("shop"), registry.audit()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Callable[[], Registry]]:
+    """A registry's file, and what opens it."""
+    home, keys = tmp_path_factory.mktemp("home"), Keys(tmp_path_factory.mktemp("of") / "keys")
+
+    def reopened() -> Registry:
+        return Registry(home, SimulatedClock(1), keys)
+
+    with reopened() as registry:
+        for content in "abcdef":
+            made = tmp_path_factory.mktemp("made")
+            (made / "trees.txt").write_text(f"tree {content}")
+            version = registry.publish("shop", made, {"metrics": {"x": 1.0}}, {"snapshots": {}}, [])
+            registry.promote("shop", version.name, who="ann", why="because")
+    return (home / "registry.db").read_bytes(), reopened

@@ -157,7 +157,7 @@ class SqliteStore:
             if code & 0xFF in PASSING | {sqlite3.SQLITE_READONLY}:
                 raise Unavailable(f"{self._path}: {error}") from None
             self._reopen(error)
-        except Damaged as error:
+        except (UnicodeDecodeError, Damaged) as error:
             self._roll_back()
             self._reopen(error)
         except BaseException:
@@ -225,7 +225,7 @@ def _sound(path: Path) -> sqlite3.Connection:
             raise Damaged("states: must be of the moment that their head is of")
         db.execute("COMMIT")
         return db
-    except (sqlite3.DatabaseError, Damaged) as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError, Damaged) as error:  # even a message may be damaged
         if db:
             db.close()
         if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING:
