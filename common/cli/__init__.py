@@ -87,6 +87,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("must name a folder, got ''")
+    return Path(text)
+
+
 def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
     system = next(iter(systems), "SYSTEM")  # in examples
     style: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
@@ -121,7 +127,7 @@ def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
         # a default of its own type would be taken for one that nobody gave
         source.add_argument("--seed", type=_count, default="0", help="of the world (default 0)")
         if name == "train":
-            source.add_argument("--data", type=Path, metavar="DIR", help="your own data, in the system's layout")
+            source.add_argument("--data", type=_folder, metavar="DIR", help="your own data, in the system's layout")
         sub.add_argument("--tune", type=_count, default=tune, metavar="N", help=f"Optuna trials (default {tune})")
     command("trials", versions.trials, "what tuning tried, and what came of it", system)
     command("versions", versions.versions, "what was published, what is live, who changed it", f"{system} --json")
@@ -140,7 +146,7 @@ def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
         ("restore", state.restore, "put a backup in the place of a state that is gone"),
     ):
         sub = command(name, run, summary, "DIR")
-        sub.add_argument("folder", type=Path, metavar="DIR", help="of the backup")
+        sub.add_argument("folder", type=_folder, metavar="DIR", help="of the backup")
     command("rebuild", state.rebuild, "make again what is derived from the log", system)
     command("rotate-key", trust.rotate, "sign with a new key from now on", "--json")
     command("benchmark", versions.benchmark, "the public data set, beside the published numbers", system)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
-from urllib.parse import urlsplit
 
 from common.errors import BadSetting, Damaged, MissingExtra, Unavailable
 
@@ -144,9 +143,10 @@ class Postgres:
     def __init__(self, url: str, name: str, tables: str) -> None:
         """Raises Unavailable, and BadSetting for a server that does not wait for its disk."""
         self._url, self._name, self._driver = url, name, _driver()
+        self._place = _place(self._driver, url)
         self._lock = threading.RLock()
         self._connection: Any = None
-        self._depth = 0
+        self._depth, self._closed = 0, False
         with self.transaction():
             for table in tables.replace("INTEGER", "BIGINT").replace(" STRICT", "").split(";"):
                 if table.strip():
@@ -191,10 +191,13 @@ class Postgres:
                 yield part
 
     def close(self) -> None:
+        self._closed = True
         if self._connection is not None:
             self._connection.close()
 
     def _connected(self) -> Any:
+        if self._closed:
+            raise Unavailable(f"{self._place}: was closed here")
         if self._connection is None or (self._connection.closed and not self._depth):
             self._connection = self._connect(autocommit=True)
         return self._connection
@@ -221,9 +224,21 @@ class Postgres:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if not isinstance(error, self._driver.OperationalError):
                 raise BadSetting(f"MLSYS_DATABASE_URL: {reason}") from None
-            parts = urlsplit(self._url)
-            place = f"PostgreSQL at {parts.hostname or 'its socket'}{parts.path}"
-            raise Unavailable(f"{place}: {reason}; {outcome}") from None
+            raise Unavailable(f"{self._place}: {reason}; {outcome}") from None
+
+
+def _place(driver: Any, url: str) -> str:
+    """Of a server, for people, without user and password; raises BadSetting, which does not repeat the url either."""
+    try:
+        parts = driver.conninfo.conninfo_to_dict(url)
+    except driver.Error:
+        raise BadSetting(
+            "MLSYS_DATABASE_URL: must be postgresql://[user[:password]@][host][:port][/database]"
+        ) from None
+    host = str(parts.get("host") or "its socket")
+    if "@" in host:
+        raise BadSetting("MLSYS_DATABASE_URL: an @ in a password must be written %40")
+    return f"PostgreSQL at {host}/{parts.get('dbname') or ''}"
 
 
 def _dialect(statement: str) -> Any:
@@ -233,6 +248,7 @@ def _dialect(statement: str) -> Any:
 def _driver() -> Any:
     try:
         import psycopg
+        import psycopg.conninfo
     except ModuleNotFoundError:
         raise MissingExtra("MLSYS_DATABASE_URL: needs psycopg; pip install -e '.[postgres]'") from None
     return psycopg

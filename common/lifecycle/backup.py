@@ -25,7 +25,7 @@ from common.schema import Record
 CONTENTS = "backup.json"
 CONTENTS_LIMIT = 64 << 20  # bytes
 LOG, REGISTRY = "log.db", "registry.db"
-MADE_AGAIN = ("online.db", "world-", ".")  # names that begin so are no part of a backup
+KEPT = ("bundles", "snapshots")  # folders of which every file is part of a backup
 ROWS = {"version": "number", "alias": "system, alias", "audit": "row", "audit_head": "one"}  # table -> order
 
 
@@ -50,6 +50,7 @@ def backup(home: Path, url: str | None, systems: Sequence[str], clock: Clock, fo
 
     Durable on return. Raises BadSetting for a folder that is there already, Damaged for state that is not whole.
     """
+    home, folder = home.absolute(), folder.absolute()
     if folder.exists():
         raise BadSetting(f"DIR: must not exist, the backup makes it; there is {folder}")
     if folder.resolve().is_relative_to(home.resolve()):
@@ -65,9 +66,8 @@ def backup(home: Path, url: str | None, systems: Sequence[str], clock: Clock, fo
             ):
                 registry = _copy_registry(source, target)
         logs = {}  # after the registry: what a version was learned from is in them
-        for name in systems:
-            if url is not None or (home / name / LOG).exists():
-                logs[name] = _copy_log((home / name / LOG, url), (temporary / name / LOG, None))
+        for name in _logs(home, url, systems):
+            logs[name] = _copy_log((home / name / LOG, url), (temporary / name / LOG, None))
         for path in _others(home):
             _copy_file(path, temporary / path.relative_to(home))
         files = {
@@ -92,6 +92,7 @@ def restore(folder: Path, home: Path, url: str | None) -> Contents:
     All or nothing where the state is embedded. Raises Damaged for a backup that is not what was written, Conflict
     where there is a state.
     """
+    home, folder = home.absolute(), folder.absolute()
     contents = _contents(folder)
     if home.exists() and any(home.iterdir()):
         raise Conflict(f"MLSYS_HOME: must be empty or absent, {home} holds a state; move it away first")
@@ -115,6 +116,10 @@ def restore(folder: Path, home: Path, url: str | None) -> Contents:
 
 def _into_servers(folder: Path, url: str, contents: Contents) -> None:
     """The databases of a backup, into PostgreSQL; their files go, for they are no part of such a state."""
+    for name in contents.logs:
+        with closing(open_storage(folder / name / LOG, url)) as log:
+            if log.head()[0]:
+                raise Conflict(f"log: must be empty to be copied into, that of {name} holds {log.head()[0]:,} events")
     copied = {}
     if contents.registry:
         with (
@@ -173,19 +178,35 @@ def _contents(folder: Path) -> Contents:
     return contents
 
 
+def _logs(home: Path, url: str | None, systems: Sequence[str]) -> list[str]:
+    """By system; in files there may be some of a system that is not installed any more."""
+    if url is not None:
+        return list(systems)
+    return sorted(path.parent.name for path in home.glob(f"*/{LOG}") if not path.parent.name.startswith("world-"))
+
+
 def _others(home: Path) -> Iterator[Path]:
-    """All files of a state but its databases, what stands beside those, and what can be made again."""
-    for path in sorted(home.rglob("*")):
-        parts = path.relative_to(home).parts
-        if not path.is_file() or path.is_symlink() or any(part.startswith(MADE_AGAIN) for part in parts):
-            continue
-        if not path.name.startswith(("registry.", "log.")) or parts[0] in ("bundles", "snapshots"):
-            yield path
+    """All files of a state but its databases, what stands beside those, and what can be made again.
+
+    Temporary ones come and go meanwhile: their names begin with a dot or, of folders, with "world-".
+    """
+    for parent, folders, files in os.walk(home):
+        at = Path(parent).relative_to(home).parts
+        folders[:] = sorted(name for name in folders if not name.startswith("." if at else (".", "world-")))
+        databases = ("registry.",) if not at else ("log.", "online.")
+        for name in sorted(files):
+            if at[:1] in [(folder,) for folder in KEPT] or not name.startswith(databases):
+                path = Path(parent, name)
+                if not name.startswith(".") and not name.endswith(".partial") and not path.is_symlink():
+                    yield path
 
 
 def _copy_file(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target, follow_symlinks=False)
+    if source.suffix == ".log":  # somebody may be in the middle of a line
+        content = target.read_bytes()
+        os.truncate(target, content.rfind(b"\n") + 1)
 
 
 def _digest(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Self
 
@@ -36,15 +36,16 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class Head:
-    """How many rows there are and the digest of the last one, signed: rows cut off at the end are missed."""
+    """How many rows there are, the digests of the last one and of all aliases, signed: what was cut off is missed."""
 
     row: int  # 0: none yet
     digest: str
+    aliases: str
     signature: str
 
     @classmethod
-    def sign(cls, row: int, digest: str, keys: Keys) -> Self:
-        return cls(row, digest, str(keys.sign(_content(row, digest))))
+    def sign(cls, row: int, digest: str, aliases: str, keys: Keys) -> Self:
+        return cls(row, digest, aliases, str(keys.sign(_content(row, digest, aliases))))
 
     @property
     def key(self) -> str:
@@ -61,8 +62,12 @@ class Head:
             )
         if self.digest != digest:
             raise BadBundle(f"audit row {row}: is not the one that was signed as the last")
+        self.verify_signature(keys)
+
+    def verify_signature(self, keys: Keys) -> None:
+        """Raises BadBundle."""
         try:
-            keys.verify(_content(row, digest), Signature.parse(self.signature))
+            keys.verify(_content(self.row, self.digest, self.aliases), Signature.parse(self.signature))
         except BadBundle as error:
             raise BadBundle(f"audit head: {error}") from None
 
@@ -104,6 +109,11 @@ def replay(rows: Sequence[AuditRow]) -> dict[str, Aliases]:
     return {system: {a: name for a, name in aliases.items() if name} for system, aliases in systems.items()}
 
 
-def _content(row: int, digest: str) -> bytes:
+def digest(aliases: Iterable[Sequence[str]]) -> str:
+    """Of all (system, alias, version) that there are."""
+    return hashlib.sha256(json.dumps(sorted(map(list, aliases))).encode()).hexdigest()
+
+
+def _content(row: int, digest: str, aliases: str) -> bytes:
     """It says what it is, so that no signature of something else serves for a head."""
-    return f"mlsys audit head 1\n{row} {digest}\n".encode()
+    return f"mlsys audit head 2\n{row} {digest} {aliases}\n".encode()

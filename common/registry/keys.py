@@ -52,6 +52,8 @@ class Keys:
 
     def __init__(self, folder: Path, say: Callable[[str], None] = lambda line: None) -> None:
         """`say` is told when the first key is made, which happens when there is something to sign and no key at all."""
+        if folder.exists() and not folder.is_dir():
+            raise BadSetting(f"MLSYS_KEYS: must be a folder, got {folder}")
         self.folder, self._say = folder, say
         self._private, self._trusted = folder / PRIVATE, folder / TRUSTED
 

@@ -57,6 +57,7 @@ CREATE TABLE IF NOT EXISTS audit_head (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     row INTEGER NOT NULL,
     digest TEXT NOT NULL,
+    aliases TEXT NOT NULL,
     signature TEXT NOT NULL
 ) STRICT;
 """
@@ -67,8 +68,9 @@ ON CONFLICT (system, name) DO UPDATE SET
     report = excluded.report, lineage = excluded.lineage, verdicts = excluded.verdicts, signature = excluded.signature
 """  # the files are the same, the judgement may be a newer one
 STATE = """
-SELECT revision.number, alias.alias, alias.name
-FROM (SELECT count(*) AS number FROM audit WHERE system = ?) AS revision LEFT JOIN alias ON alias.system = ?
+SELECT revision.number, head.row, head.digest, head.aliases, head.signature, alias.system, alias.alias, alias.name
+FROM (SELECT count(*) AS number FROM audit WHERE system = ?) AS revision
+LEFT JOIN audit_head AS head ON 1 = 1 LEFT JOIN alias ON 1 = 1
 """  # one statement sees one moment
 
 
@@ -196,9 +198,19 @@ class Registry:
         return folder
 
     def state(self, system: str) -> State:
-        """Aliases and revision of one moment."""
-        rows = self._db.execute(STATE, (system, system))
-        return State(rows[0][0], {alias: name for _, alias, name in rows if alias is not None})
+        """Aliases and revision of one moment; raises BadBundle for aliases that are not those that were signed."""
+        rows = self._db.execute(STATE, (system,))
+        revision, *head = rows[0][:5]
+        aliases = [row[5:] for row in rows if row[5] is not None]
+        if head[0] is None:
+            if revision or aliases:
+                raise BadBundle("audit head: must exist, aliases were moved")
+        else:
+            said = Head(*head)
+            said.verify_signature(self._keys)
+            if said.aliases != audit.digest(aliases):
+                raise BadBundle("registry: the aliases are not those that were signed; see mlsys audit verify")
+        return State(revision, {alias: name for of, alias, name in aliases if of == system})
 
     def alias(self, system: str, alias: str) -> str | None:
         """The name of the champion, the challenger or the previous champion."""
@@ -338,11 +350,13 @@ class Registry:
         self._sign(row.row, row.digest)
 
     def _sign(self, row: int, digest: str) -> None:
+        aliases = audit.digest(self._db.execute("SELECT system, alias, name FROM alias"))
         self._db.execute("DELETE FROM audit_head")
-        self._db.execute("INSERT INTO audit_head VALUES (1, ?, ?, ?)", astuple(Head.sign(row, digest, self._keys)))
+        head = Head.sign(row, digest, aliases, self._keys)
+        self._db.execute("INSERT INTO audit_head VALUES (1, ?, ?, ?, ?)", astuple(head))
 
     def _head(self) -> Head | None:
-        rows = self._db.execute("SELECT row, digest, signature FROM audit_head")
+        rows = self._db.execute("SELECT row, digest, aliases, signature FROM audit_head")
         return Head(*rows[0]) if rows else None
 
     def _last(self) -> tuple[int, str]:

@@ -46,7 +46,8 @@ class State:
             log.append(payments(0, 1_000))
             made = self.root / "made"
             made.mkdir()
-            (made / "model.json").write_text("{}")
+            for name in ("model.json", "world-model.json", "online.json", "log.json"):
+                (made / name).write_text("{}")
             snapshot = Snapshots(self.home / "snapshots").publish(log.read(Payment))
             lineage = {"snapshots": {"Payment": snapshot}}
             version = registry.publish("shop", made, {"metrics": {}}, lineage, [])
@@ -152,8 +153,40 @@ def test_a_writer_whose_state_was_deleted_is_refused_and_goes_on_once_it_is_rest
 
 def test_only_what_cannot_be_made_again_is_copied_and_no_key(state: State) -> None:
     files = set(state.backup().files)
-    assert not {name for name in files if "online" in name or name.endswith((".pem", "-wal", "-shm"))}
+    assert not {name for name in files if "online.db" in name or name.endswith((".pem", "-wal", "-shm"))}
     assert {"shop/trials.log", "shop/log.db", "registry.db"} < files
+
+
+def test_what_comes_and_goes_meanwhile_is_no_part_of_a_backup(tmp_path: Path) -> None:
+    state, stop = State(tmp_path, None), threading.Event()
+    state.fill()
+    (state.home / "shop" / "trials.log").write_text("{}\n{cut of")
+
+    def come_and_go() -> None:
+        while not stop.is_set():
+            for name in ("world-1", "bundles/.temporary", ".hidden"):
+                (state.home / name / "inside").mkdir(parents=True, exist_ok=True)
+                (state.home / name / "inside" / "file").write_text("x")
+                shutil.rmtree(state.home / name)
+
+    other = threading.Thread(target=come_and_go)
+    other.start()
+    try:
+        backups = [set(state.backup(f"backup-{i}").files) for i in range(30)]
+    finally:
+        stop.set()
+        other.join()
+    assert all(files == backups[0] for files in backups)
+    assert not [name for name in backups[0] if "inside" in name]
+    assert (tmp_path / "backup-0" / "shop" / "trials.log").read_text() == "{}\n"
+
+
+def test_the_log_of_a_system_that_is_not_installed_any_more_is_copied_too(tmp_path: Path) -> None:
+    state = State(tmp_path, None)
+    state.fill()
+    with EventLog(state.home / "old" / "log.db", WallClock(), [Payment]) as log:
+        log.append(payments(0, 3))
+    assert state.backup().logs["old"].rows == 3
 
 
 def test_a_state_is_never_overwritten(state: State) -> None:
@@ -172,7 +205,7 @@ def test_tables_that_hold_rows_are_never_mixed_with_those_of_a_backup(tmp_path: 
         state.fill()
         state.backup()
         shutil.rmtree(state.home)
-        with pytest.raises(Conflict, match="registry: must be empty to be copied into"):
+        with pytest.raises(Conflict, match="log: must be empty to be copied into, that of shop holds 1,000 events"):
             restore(tmp_path / "backup", state.home, url)
         assert not state.home.exists()
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from benchmarks.crash import run
 from common.clock import WallClock
 from common.data.log import EventLog
-from common.errors import BadRecord, Damaged, Unavailable
+from common.errors import BadRecord, Damaged, OutOfOrder, Unavailable
 from common.schema import Event
 from tests.cluster import cluster
 
@@ -144,6 +144,61 @@ def test_a_call_that_is_refused_leaves_its_neighbours_alone(log: EventLog, disk:
     assert isinstance(bad.exception(), BadRecord)
     assert ids(log) == ["a", "hold", "b", "c"]
     assert (good.result()[0].position, late.result()[0].position) == (3, 4)
+
+
+def test_a_failed_sync_of_another_process_is_made_good_before_anything_is_acknowledged(path: Path) -> None:
+    failing = Disk()
+    failing.works()
+    with EventLog(path, WallClock(), [Payment], sync=failing) as first:
+        failing.fails()
+        with pytest.raises(Unavailable):
+            first.append([payment("a")])
+        wal = Path(f"{path}-wal")
+        assert wal.stat().st_size
+        with EventLog(path, WallClock(), [Payment]) as second:
+            assert second.append([payment("a")])[0].position == 1
+            content = wal.read_bytes()
+            assert b'"event_id":"a"' not in content, "it was copied into the file, and synced there"
+        failing.works(10)
+
+
+def test_a_writer_outlives_whatever_is_thrown_at_it(path: Path) -> None:
+    class Clock(WallClock):
+        broken = False
+
+        def now(self) -> int:
+            if self.broken:
+                raise KeyboardInterrupt
+            return super().now()
+
+    clock = Clock()
+    with EventLog(path, clock, [Payment]) as log:
+        clock.broken = True
+        with pytest.raises(Unavailable, match="KeyboardInterrupt"):
+            log.append([payment("a")])
+        clock.broken = False
+        said: list[str] = []
+
+        def called(_: object) -> None:
+            try:
+                log.append([payment("c")])
+            except Unavailable as error:
+                said.append(str(error))
+            raise SystemExit
+
+        answer = log.submit([payment("b")])
+        answer.add_done_callback(called)
+        answer.result(30)
+        log.append([payment("d")])
+        assert said in ([], ["log: who is called when a future is done must not wait for the log: submit instead"])
+        assert set(ids(log)) >= {"b", "d"}
+
+
+def test_times_that_are_none_are_refused_before_they_meet_a_neighbour(path: Path) -> None:
+    with EventLog(path, WallClock(), [Payment]) as log:
+        for at in (2**63, -1, "x"):
+            with pytest.raises(OutOfOrder, match=r"created\[0\]: must be whole us"):
+                log.append([payment("a")], [at])  # type: ignore[list-item]
 
 
 def test_a_log_that_is_closed_makes_durable_what_was_submitted_and_takes_no_more(path: Path) -> None:

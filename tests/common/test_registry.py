@@ -690,6 +690,20 @@ def test_a_registry_is_found_again_in_its_folder(registry: Registry, opened: Ope
         again.verify_audit()
 
 
+def test_an_alias_that_was_moved_past_the_registry_is_neither_read_nor_built_upon(
+    registry: Registry, versions: list[Version], tamper: Tamper
+) -> None:
+    registry.promote("search", versions[0].name, who="ann", why="first")
+    tamper(f"UPDATE alias SET name = '{versions[1].name}'")
+    for read in (lambda: registry.alias("search", "champion"), lambda: registry.revision("other")):
+        with pytest.raises(BadBundle, match="the aliases are not those that were signed"):
+            read()
+    with pytest.raises(BadBundle, match="the aliases are not those that were signed"):
+        registry.promote("search", versions[2].name, who="bob", why="second")
+    with pytest.raises(BadBundle, match=f"champion: is {versions[0].name} by the audit trail"):
+        registry.verify_audit()
+
+
 @given(at=st.floats(0, 1, exclude_max=True), damage=st.sampled_from(["torn", "zeroed", "flipped"]))
 @settings(deadline=None, max_examples=100)
 def test_a_damaged_database_is_refused_or_says_what_it_said_before(

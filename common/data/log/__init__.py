@@ -5,7 +5,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from os import fdatasync
 from pathlib import Path
@@ -13,10 +13,10 @@ from typing import Protocol, Self, TypeAlias
 
 import pyarrow as pa
 
-from common.clock import SECOND, Clock, stopwatch
+from common.clock import MILLISECOND, SECOND, Clock, stopwatch
 from common.data.database import Found, Values
 from common.data.log.postgres import PostgresStorage
-from common.data.log.rows import COPIED, NEWEST, checked, checksum, decode, encode
+from common.data.log.rows import COPIED, END, NEWEST, checked, checksum, decode, encode
 from common.data.log.sqlite import SqliteStorage, Sync
 from common.errors import BadDefinition, BadRecord, Conflict, Damaged, OutOfOrder, Unavailable
 from common.schema import Event, Logged, arrow_schema
@@ -24,6 +24,7 @@ from common.schema import Event, Logged, arrow_schema
 LOOKUP = 1_000  # ids asked for in one statement
 BATCH = 20_000  # events decoded at a time
 GROUP = 10_000  # events made durable together, about
+PATIENCE = 5 * MILLISECOND  # at most, with those who were answered last
 PLACE = [pa.field(name, pa.int64(), nullable=False) for name in ("position", "created_timestamp")]
 
 
@@ -169,6 +170,8 @@ class EventLog:
         does not hold or whose id has another event, OutOfOrder where `created` runs backwards, Unavailable when the
         storage cannot be written: then a retry is harmless, whatever became of this call.
         """
+        if threading.current_thread() is self._writer:
+            raise Unavailable("log: who is called when a future is done must not wait for the log: submit instead")
         call = self._submit(events, created, None)
         call.done.acquire()
         if isinstance(call.answer, Exception):
@@ -184,6 +187,9 @@ class EventLog:
     def _submit(self, events: Sequence[Event], created: Sequence[int] | None, future: _Future | None) -> _Call:
         if created is not None and len(created) != len(events):
             raise OutOfOrder(f"created: must have one time per event, got {len(created)} for {len(events)}")
+        for i, at in enumerate(created or ()):
+            if not isinstance(at, int) or not 0 <= at < END:
+                raise OutOfOrder(f"created[{i}]: must be whole us, from 0 to 2**62, got {at!r}")
         call = _Call(events, [self._kind(event) for event in events], created, future)
         with self._submitting:  # nobody is left behind a writer that has gone
             if self._closed:
@@ -243,10 +249,13 @@ class EventLog:
                 answers = self._commit(calls) if calls else []
             except Exception as error:
                 answers = [error] * len(calls)
-            took = stopwatch() - start
+            except BaseException as error:  # without its only writer, nobody would ever be answered again
+                answers = [Unavailable(f"log: {error!r}; not acknowledged: retry")] * len(calls)
+            took = min(stopwatch() - start, PATIENCE)
             expected = len(calls) + self._calls.qsize()
             for call, answer in zip(calls, answers, strict=True):
-                call.finish(answer)
+                with suppress(BaseException):  # of whoever wants to be called when a future is done
+                    call.finish(answer)
 
     def _gather(self, expected: int, patience: int) -> tuple[list[_Call], bool]:
         """Those that wait, and those who were answered last, if they call again before `patience` us are over.

@@ -22,6 +22,7 @@ from common.errors import Damaged, Unavailable
 
 MARK = struct.Struct("<qqI")  # position, created_timestamp, CRC-32 of both
 SEAL = struct.Struct("<qI")  # size of the file, bytes; CRC-32 of its end: written when the last process closes it
+FAILED = MARK.size + SEAL.size  # where in the mark's file a byte says that a sync failed: all processes have to know
 TAIL = 1 << 20  # bytes of that end
 CHECKED = 10_000  # events looked at together
 
@@ -33,7 +34,6 @@ class SqliteStorage:
         """Raises Damaged, and says what is wrong, for a log that is not whole."""
         self._path, self._sync = path, sync
         self.notes: list[str] = []  # what was found and mended
-        self._failed = False  # the last sync did
         path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
 
@@ -60,7 +60,7 @@ class SqliteStorage:
             self._files = stack.pop_all()
 
     def transaction(self) -> AbstractContextManager[None]:
-        if self._failed:
+        if self._has_failed():
             self._mend()
         return self._db.transaction()
 
@@ -79,11 +79,13 @@ class SqliteStorage:
         try:
             self._sync(self._wal)
         except OSError as error:
-            self._failed = True  # the kernel may call these pages clean now: only another copy of them can be trusted
+            # the kernel may call these pages clean now: only another copy of them can be trusted
+            os.pwrite(self._mark, b"\1", FAILED)
             raise Unavailable(f"{self._path}: {error.strerror}; not durable, so not acknowledged: retry") from None
         fcntl.flock(self._mark, fcntl.LOCK_EX)
         try:
-            if (self._marked() or (0, 0))[0] < position:
+            marked = self._marked()
+            if marked is None or marked[0] < position:
                 self._move_mark(position, created)
         finally:
             fcntl.flock(self._mark, fcntl.LOCK_UN)
@@ -116,7 +118,7 @@ class SqliteStorage:
 
     def close(self) -> None:
         self._db.close()
-        if self._is_alone() and not Path(f"{self._path}-wal").exists():
+        if self._is_alone() and not Path(f"{self._path}-wal").exists() and not self._has_failed():
             os.pwrite(self._mark, self._seal(), MARK.size)
         self._files.close()
 
@@ -133,22 +135,25 @@ class SqliteStorage:
             )
         if marked is None and position:
             self.notes.append(f"{self._mark_name}: was not what was written; made anew from the log, which is whole")
+        failed = self._has_failed()
         os.ftruncate(self._mark, MARK.size)  # the seal is broken from now on
-        if marked != (position, created):  # committed, and perhaps never synced
-            self._sync(self._wal)
-            self._move_mark(position, created)
+        if marked != (position, created) or failed:  # committed, and perhaps never synced
+            self._mend()
 
     def _mend(self) -> None:
-        """After a failed sync: what the WAL holds goes into the file itself, which SQLite syncs on its own."""
+        """What the WAL holds goes into the file itself, which SQLite syncs on its own: a failed sync is made good."""
         ((busy, _, _),) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         if busy:
             raise Unavailable(f"{self._path}: a failed write cannot be mended while somebody reads: retry")
-        self._failed = False
+        os.pwrite(self._mark, b"\0", FAILED)
         self.settle(*(self._db.execute(NEWEST) or [(0, 0)])[0])
 
     @property
     def _mark_name(self) -> Path:
         return self._path.with_suffix(".mark")
+
+    def _has_failed(self) -> bool:
+        return os.pread(self._mark, 1, FAILED) == b"\1"
 
     def _marked(self) -> tuple[int, int] | None:
         """What the mark says; (0, 0) when there never was one, None when it is not what was written."""

@@ -73,7 +73,7 @@ class RedisStore:
             self._redis: Any = Redis.from_url(
                 url, decode_responses=False, socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, retry=retry
             )
-        except ValueError:
+        except (ValueError, TypeError):
             raise BadSetting("MLSYS_REDIS_URL: must be redis[s]://[user:password@]host[:port][/database]") from None
         where = self._redis.connection_pool.connection_kwargs
         self._place = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"

@@ -129,6 +129,7 @@ class SqliteStore:
         self._db.close()
 
     def _open(self) -> None:
+        """Afresh; removes a damaged file."""
         self._forget()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,10 +144,13 @@ class SqliteStore:
                     self._db = _sound(self._path)
         except (OSError, Damaged) as error:
             raise Unavailable(f"{self._path}: {error}") from None
+        self._is_lost = False
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """One piece of work with the file; a transaction that it leaves open is taken back."""
+        if self._is_lost:  # the last attempt to open it anew found no room, say
+            self._open()
         try:
             yield
         except sqlite3.DatabaseError as error:
@@ -170,6 +174,7 @@ class SqliteStore:
 
     def _reopen(self, error: Exception) -> None:
         self._db.close()
+        self._is_lost = True
         self._open()
         raise Stale(f"{self._path}: {error}; opened anew: catch up from the log") from None
 
