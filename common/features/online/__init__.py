@@ -21,7 +21,7 @@ from common.features.state import Arrived, Plan, State
 from common.features.view import Array, FeatureView, Times
 from common.schema import Event
 
-SPAN = 250_000  # positions of the log that are pushed at a time while catching up
+SPAN = 1_000_000  # positions of the log that are pushed at a time: all that changed is written each time
 END = 2**62  # the head of a store without views: it misses nothing
 
 

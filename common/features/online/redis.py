@@ -24,7 +24,7 @@ from common.schema import Event
 TIMEOUT = 1.0  # s, to connect and to wait for an answer
 ATTEMPTS = 20  # of a push that finds each time that another worker was faster
 KNOWN = 50_000  # states of a view kept in memory, about 1 kB each
-STATES = 100_000  # that one push writes in one go; more go in parts, each with its head
+STATES = 400_000  # that one push writes in one go; more go in parts, each with its head
 FIELD = "head"  # every other field of a view begins with a separator
 HEAD = struct.Struct("<q8s")  # log position; which life of the view this is, so that no two are taken for one
 SEAL = struct.Struct("<I")  # checksum, before a packed state
