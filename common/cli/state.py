@@ -22,7 +22,7 @@ def restore(desk: Desk, arguments: argparse.Namespace) -> Document:
     settings = desk.settings
     with desk.progress.step("copy and compare"):
         contents = copies.restore(arguments.folder, settings.home, settings.database_url)
-    for name in contents.logs:
+    for name in set(contents.logs) & set(names(settings.systems)):
         if settings.redis_url is not None:  # what it knows may be of events that the log has never heard of
             with closing(desk.store(desk.system_named(name))) as store:
                 store.clear()
