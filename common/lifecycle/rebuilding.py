@@ -45,7 +45,7 @@ def rebuild(
                     snapshots.read(digest, [])
                     kept += 1
                 except (NotFound, BadBundle):
-                    if "world_seed" in version.lineage["origin"]:
+                    if "world_seed" in version.lineage["origin"] or name not in kinds:
                         elsewhere += 1
                         continue
                     again = snapshots.publish(log.read(kinds[name], until=version.lineage["position"]))

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from benchmarks.crash import run
 from common.clock import WallClock
 from common.data.log import EventLog
+from common.data.log.sqlite import SqliteStorage
 from common.errors import BadRecord, Damaged, OutOfOrder, Unavailable
 from common.schema import Event
 from tests.cluster import cluster
@@ -376,6 +377,41 @@ def test_events_that_went_with_the_end_of_the_wal_are_missed(killed: Path, tmp_p
     assert outcome(killed, "log.db-wal", damage, 2_000, tmp_path / "copy") == "refused"
     with pytest.raises(Damaged, match=rf"{EVENTS} events were acknowledged, and \d+ are there; restore a backup"):
         EventLog(tmp_path / "copy" / "log.db", WallClock(), [Payment])
+
+
+def test_a_log_that_one_process_refuses_is_not_let_through_to_the_next(
+    killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(killed, copy)
+    wal = copy / "log.db-wal"
+    wal.write_bytes(torn(wal.read_bytes(), 2_000))
+    checking, go_on, check = threading.Event(), threading.Event(), SqliteStorage.check
+
+    def slow_check(storage: SqliteStorage) -> None:
+        checking.set()
+        assert go_on.wait(30)
+        check(storage)
+
+    monkeypatch.setattr(SqliteStorage, "check", slow_check)
+    refused: list[str] = []
+
+    def start() -> None:
+        try:
+            EventLog(copy / "log.db", WallClock(), [Payment]).close()
+        except Damaged as error:
+            refused.append(str(error))
+
+    starts = [threading.Thread(target=start) for _ in range(3)]
+    starts[0].start()
+    assert checking.wait(30)
+    for other in starts[1:]:
+        other.start()
+    starts[1].join(0.2)  # the others are waiting for the first one's verdict
+    go_on.set()
+    for each in starts:
+        each.join(30)
+    assert len(refused) == 3
 
 
 @pytest.mark.parametrize("name", ["log.db", "log.db-wal"])

@@ -44,9 +44,10 @@ class SqliteStorage:
 
             self._lock = opened(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT)
             self._mark = opened(path.with_suffix(".mark"), os.O_RDWR | os.O_CREAT)
+            fcntl.flock(self._mark, fcntl.LOCK_EX)  # one at a time opens or closes: who finds another has seen it pass
             first = self._is_alone()
             if not first:
-                fcntl.flock(self._lock, fcntl.LOCK_SH)  # whoever is first checks it now
+                fcntl.flock(self._lock, fcntl.LOCK_SH)
             sealed = first and self._is_sealed()
             self._db = Sqlite(path, TABLES, synchronous="NORMAL")
             stack.callback(self._db.close)
@@ -57,6 +58,7 @@ class SqliteStorage:
                 fcntl.flock(self._lock, fcntl.LOCK_SH)
             for folder in (path.parent, path.parent.parent):
                 sync_names(folder)
+            fcntl.flock(self._mark, fcntl.LOCK_UN)
             self._files = stack.pop_all()
 
     def transaction(self) -> AbstractContextManager[None]:
@@ -117,6 +119,7 @@ class SqliteStorage:
             pass
 
     def close(self) -> None:
+        fcntl.flock(self._mark, fcntl.LOCK_EX)
         self._db.close()
         if self._is_alone() and not Path(f"{self._path}-wal").exists() and not self._has_failed():
             os.pwrite(self._mark, self._seal(), MARK.size)
