@@ -11,11 +11,12 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 from common.clock import Clock
-from common.data.database import Database, open_database
+from common.data.database import open_database
 from common.data.log import copy, open_storage
 from common.data.snapshots import sync
 from common.errors import BadRecord, BadSetting, Conflict, Damaged, NotFound
@@ -26,6 +27,7 @@ CONTENTS = "backup.json"
 CONTENTS_LIMIT = 64 << 20  # bytes
 LOG, REGISTRY = "log.db", "registry.db"
 KEPT = ("bundles", "snapshots")  # folders of which every file is part of a backup
+Place: TypeAlias = tuple[Path, str | None]  # the file; the url, where PostgreSQL stands for it
 ROWS = {"version": "number", "alias": "system, alias", "audit": "row", "audit_head": "one"}  # table -> order
 
 
@@ -48,23 +50,20 @@ class Contents(Record):
 def backup(home: Path, url: str | None, systems: Sequence[str], clock: Clock, folder: Path) -> Contents:
     """Copy the state while others write: every event that was acknowledged before, every version that was published.
 
-    Durable on return. Raises BadSetting for a folder that is there already, Damaged for state that is not whole.
+    Durable on return. Raises BadSetting for a folder that is there already, NotFound where there is no state, Damaged
+    for state that is not whole.
     """
     home, folder = home.absolute(), folder.absolute()
     if folder.exists():
         raise BadSetting(f"DIR: must not exist, the backup makes it; there is {folder}")
     if folder.resolve().is_relative_to(home.resolve()):
         raise BadSetting(f"DIR: must lie outside MLSYS_HOME, {home}; got {folder}")
-    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    temporary.mkdir(parents=True)
-    try:
+    if url is None and not home.is_dir():
+        raise NotFound(f"MLSYS_HOME: there is no state in {home}, so there is nothing to back up")
+    with _appearing(folder) as temporary:
         registry = {}
         if url is not None or (home / REGISTRY).exists():
-            with (
-                closing(open_database(url, home / REGISTRY, "registry", TABLES)) as source,
-                closing(open_database(None, temporary / REGISTRY, "registry", TABLES)) as target,
-            ):
-                registry = _copy_registry(source, target)
+            registry = _copy_registry((home / REGISTRY, url), (temporary / REGISTRY, None))
         logs = {}  # after the registry: what a version was learned from is in them
         for name in _logs(home, url, systems):
             logs[name] = _copy_log((home / name / LOG, url), (temporary / name / LOG, None))
@@ -77,12 +76,6 @@ def backup(home: Path, url: str | None, systems: Sequence[str], clock: Clock, fo
         }
         contents = Contents(created=clock.now(), logs=logs, registry=registry, files=files)
         (temporary / CONTENTS).write_text(contents.model_dump_json(indent=2) + "\n")
-        _sync_all(temporary)
-        temporary.rename(folder)
-        sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return contents
 
 
@@ -96,22 +89,32 @@ def restore(folder: Path, home: Path, url: str | None) -> Contents:
     contents = _contents(folder)
     if home.exists() and any(home.iterdir()):
         raise Conflict(f"MLSYS_HOME: must be empty or absent, {home} holds a state; move it away first")
-    temporary = home.with_name(f".{home.name}-{uuid.uuid4().hex}")
-    try:
-        temporary.mkdir(parents=True)
+    with _appearing(home) as temporary:
         for name, expected in contents.files.items():
             _copy_file(folder / name, temporary / name)
             if (found := _digest(temporary / name)) != expected:
                 raise Damaged(f"{folder}: {name}: SHA-256 must be {expected}, got {found}; take another backup")
         if url is not None:
             _into_servers(temporary, url, contents)
-        _sync_all(temporary)
-        temporary.rename(home)
-        sync(home.parent)
+    return contents
+
+
+@contextmanager
+def _appearing(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes this one as a whole, durable, or never."""
+    temporary = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for parent, _, files in os.walk(temporary):
+            for name in files:
+                sync(Path(parent, name))
+            sync(Path(parent))
+        temporary.rename(folder)
+        sync(folder.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return contents
 
 
 def _into_servers(folder: Path, url: str, contents: Contents) -> None:
@@ -122,11 +125,8 @@ def _into_servers(folder: Path, url: str, contents: Contents) -> None:
                 raise Conflict(f"log: must be empty to be copied into, that of {name} holds {log.head()[0]:,} events")
     copied = {}
     if contents.registry:
-        with (
-            closing(open_database(None, folder / REGISTRY, "registry", TABLES)) as source,
-            closing(open_database(url, folder / REGISTRY, "registry", TABLES)) as target,
-        ):
-            _compare("registry", contents.registry, _copy_registry(source, target))
+        copied_registry = _copy_registry((folder / REGISTRY, None), (folder / REGISTRY, url))
+        _compare("registry", contents.registry, copied_registry)
     for name in contents.logs:
         copied[name] = _copy_log((folder / name / LOG, None), (folder / name / LOG, url))
     _compare("logs", contents.logs, copied)
@@ -141,21 +141,25 @@ def _compare(what: str, expected: dict[str, Copied], found: dict[str, Copied]) -
             raise Damaged(f"{what}: {name}: must be {expected[name]}, got {found.get(name)}; take another backup")
 
 
-def _copy_log(source: tuple[Path, str | None], target: tuple[Path, str | None]) -> Copied:
+def _copy_log(source: Place, target: Place) -> Copied:
     with closing(open_storage(*source)) as a, closing(open_storage(*target)) as b:
         digest = copy(a, b)
         return Copied(rows=b.head()[0], digest=digest)
 
 
-def _copy_registry(source: Database, target: Database) -> dict[str, Copied]:
-    with source.transaction():  # one moment
-        tables = {name: source.execute(f"SELECT * FROM {name} ORDER BY {order}") for name, order in ROWS.items()}
-    with target.transaction():
-        for name, rows in tables.items():
-            if target.execute(f"SELECT 1 FROM {name} LIMIT 1"):
-                raise Conflict(f"registry: must be empty to be copied into, its table {name} holds rows")
-            if rows:
-                target.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+def _copy_registry(source: Place, target: Place) -> dict[str, Copied]:
+    with (
+        closing(open_database(source[1], source[0], "registry", TABLES)) as a,
+        closing(open_database(target[1], target[0], "registry", TABLES)) as b,
+    ):
+        with a.transaction():  # one moment
+            tables = {name: a.execute(f"SELECT * FROM {name} ORDER BY {order}") for name, order in ROWS.items()}
+        with b.transaction():
+            for name, rows in tables.items():
+                if b.execute(f"SELECT 1 FROM {name} LIMIT 1"):
+                    raise Conflict(f"registry: must be empty to be copied into, its table {name} holds rows")
+                if rows:
+                    b.executemany(f"INSERT INTO {name} VALUES ({', '.join('?' * len(rows[0]))})", rows)
     return {
         name: Copied(rows=len(rows), digest=hashlib.sha256(repr(rows).encode()).hexdigest())
         for name, rows in tables.items()
@@ -212,10 +216,3 @@ def _copy_file(source: Path, target: Path) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_all(folder: Path) -> None:
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            sync(Path(parent, name))
-        sync(Path(parent))

@@ -245,6 +245,12 @@ def test_a_backup_writes_nowhere_but_into_the_state(tmp_path: Path, name: str) -
         restore(tmp_path / "backup", state.home, None)
 
 
+def test_where_there_is_no_state_no_empty_backup_is_made(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="MLSYS_HOME: there is no state in"):
+        State(tmp_path, None).backup()
+    assert not (tmp_path / "backup").exists()
+
+
 def test_a_folder_without_a_backup_is_said(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="DIR: no backup in"):
         restore(tmp_path / "nothing", tmp_path / "home", None)

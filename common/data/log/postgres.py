@@ -4,9 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from common.data.database import Found, Postgres, Values
-from common.data.log.rows import COPIED, END, NEWEST, TABLES, checked
-
-CHECKED = 10_000  # events looked at together
+from common.data.log.rows import CHECKED, COPIED, END, NEWEST, TABLES, checked
 
 
 class PostgresStorage(Postgres):

@@ -30,6 +30,7 @@ COPIED = (
     " FROM header LEFT JOIN payload USING (position) WHERE position <= ? ORDER BY position"
 )
 END = 2**62  # a position behind all others
+CHECKED = 10_000  # events looked at together
 BLOCK = 1 << 20  # bytes parsed at a time, as long as an event fits
 
 

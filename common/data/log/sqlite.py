@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 from common.data.database import Found, Sqlite, Values, connect, said
-from common.data.log.rows import COPIED, END, NEWEST, TABLES, checked
+from common.data.log.rows import CHECKED, COPIED, END, NEWEST, TABLES, checked
 from common.data.snapshots import sync as sync_names
 from common.errors import Damaged, Unavailable
 
@@ -24,7 +24,6 @@ MARK = struct.Struct("<qqI")  # position, created_timestamp, CRC-32 of both
 SEAL = struct.Struct("<qI")  # size of the file, bytes; CRC-32 of its end: written when the last process closes it
 FAILED = MARK.size + SEAL.size  # where in the mark's file a byte says that a sync failed: all processes have to know
 TAIL = 1 << 20  # bytes of that end
-CHECKED = 10_000  # events looked at together
 
 Sync = Callable[[int], None]
 
@@ -42,8 +41,8 @@ class SqliteStorage:
                 stack.callback(os.close, file)
                 return file
 
-            self._lock = opened(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT)
             self._mark = opened(path.with_suffix(".mark"), os.O_RDWR | os.O_CREAT)
+            self._lock = opened(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT)  # closed before the mark is
             fcntl.flock(self._mark, fcntl.LOCK_EX)  # one at a time opens or closes: who finds another has seen it pass
             first = self._is_alone()
             if not first:
