@@ -53,5 +53,29 @@ class Damaged(PlatformError):
     """State on disk is not what was written; none of it is used, and nothing of it is dropped in silence."""
 
 
+class TooLarge(PlatformError, ValueError):
+    """More was sent than is taken at once."""
+
+
+class Unauthenticated(PlatformError):
+    """Nobody is known by the key that came with a request, or none came."""
+
+
+class Forbidden(PlatformError):
+    """Somebody is known, but may not do this."""
+
+
+class Overloaded(PlatformError):
+    """More is asked than can be answered in time; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineExceeded(PlatformError):
+    """The time that a caller gave is over; whether its events were kept is not known: a retry is harmless."""
+
+
 class MissingExtra(PlatformError, ImportError):
     """A system needs packages that are not installed; the message says which extra brings them."""

@@ -3,16 +3,17 @@
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any, Generic, Literal, Self, TypeVar, Union, get_args, get_origin, overload
+from typing import Annotated, Any, Generic, Literal, Self, TypeAlias, TypeVar, Union, get_args, get_origin, overload
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from common.errors import BadRecord
 
 R = TypeVar("R", bound="Record")
 CHUNK = 10_000  # records made at a time
 EXPLAINED = 5  # mistakes named in one message
+COUNTED = 1_000  # more of them are only counted: each costs memory
 
 
 class Record(BaseModel):
@@ -29,11 +30,19 @@ class Record(BaseModel):
             raise BadRecord(explain(cls, error)) from None
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+Whole: TypeAlias = Annotated[int, WHOLE]  # JSON makes no difference between 2 and 2.0
+
+
 class Event(Record):
     """Something that happened. Its id makes a retry harmless."""
 
-    event_id: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00]*$")  # PostgreSQL stores no NUL
-    event_timestamp: int = Field(ge=0, lt=2**62)  # us since the epoch, UTC; when it happened, says the client
+    event_id: str = Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]*$")  # control characters are ours
+    event_timestamp: Whole = Field(ge=0, lt=2**62)  # us since the epoch, UTC; when it happened, says the client
 
 
 class Logged(Record):
@@ -49,6 +58,19 @@ def explain(record: type[Record], error: ValidationError) -> str:
         f"{'.'.join(map(str, e['loc'])) or record.__name__}: {e['msg'].lower()}, got {str(e.get('input'))[:80]!r}"
         for e in error.errors(include_url=False, include_context=False)
     ]
+    more = [f"and {len(found) - EXPLAINED} more"] if len(found) > EXPLAINED else []
+    return "; ".join((*found[:EXPLAINED], *more))
+
+
+def masked(record: type[Record], error: ValidationError) -> str:
+    """What is wrong with a record from outside, in one line: field and rule, no value, which may be a secret."""
+    if error.error_count() > COUNTED:
+        return f"{record.__name__}: fields must be those of the schema, {error.error_count()} mistakes"
+    found = []
+    for e in error.errors(include_url=False, include_context=False, include_input=False):
+        where = [str(part) for part in e["loc"] if isinstance(part, int) or part in record.model_fields]
+        known = len(where) == len(e["loc"])
+        found.append(f"{'.'.join((*where, *(() if known else ('(unknown)',)))) or record.__name__}: {e['msg'].lower()}")
     more = [f"and {len(found) - EXPLAINED} more"] if len(found) > EXPLAINED else []
     return "; ".join((*found[:EXPLAINED], *more))
 
@@ -123,7 +145,26 @@ def to_table(record: type[R], records: Iterable[R]) -> pa.Table:
     """Records as columns; no copy is made of `Records`."""
     if isinstance(records, Records):
         return records.table.select(arrow_schema(record).names)
-    return pa.Table.from_pylist([r.model_dump() for r in records], arrow_schema(record))
+    rows, schema = list(records), arrow_schema(record)
+    return pa.Table.from_arrays([_column(rows, name, schema) for name in schema.names], schema=schema)
+
+
+def logged_table(record: type[R], events: Iterable[R], logged: Sequence[Logged]) -> pa.Table:
+    """Events of one kind with their places, as the log gives them."""
+    rows, schema = list(events), logged_schema(record)
+    columns = [_column(rows, name, schema) for name in record.model_fields]
+    columns += [_column(logged, name, schema) for name in Logged.model_fields]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+@cache
+def logged_schema(record: type[Record]) -> pa.Schema:
+    """The columns of a table of logged events."""
+    return pa.schema([*arrow_schema(record), *arrow_schema(Logged)])
+
+
+def _column(records: Sequence[Record], name: str, schema: pa.Schema) -> pa.Array:
+    return pa.array([getattr(r, name) for r in records], schema.field(name).type)
 
 
 def from_table(record: type[R], table: pa.Table) -> list[R]:

@@ -29,6 +29,8 @@ class Settings(BaseSettings):
     max_quarantined: float = Field(0.01, ge=0, le=1)  # share of a table's rows; with more broken ones a run stops
     database_url: str | None = Field(None, pattern=r"^postgres(ql)?://", repr=False)  # None: SQLite under home
     redis_url: str | None = Field(None, pattern=r"^(rediss?|unix)://", repr=False)  # None: SQLite under home
+    deadline_ms: int = Field(250, ge=10, le=60_000)  # for an answer; a caller may ask for a shorter one
+    rate_limit: str = "5000/second"  # of an API key that has none of its own, in each worker
     ray_address: str | None = None  # None: this machine alone
 
     def __init__(self, **values: Any) -> None:

@@ -12,6 +12,8 @@ from common.errors import BadSetting, Damaged, MissingExtra, Unavailable
 Values: TypeAlias = Sequence[Any]
 Found: TypeAlias = list[tuple[Any, ...]]
 PATIENCE = 60  # s, for another writer or for a server
+# A server that was cut off says nothing: without these, a connection to it would be waited for as long as TCP does
+LIVELY = {"keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 10_000}  # s; ms
 NOTHING_KEPT = "nothing of this call was kept: retry when it is back"
 
 
@@ -203,7 +205,7 @@ class Postgres:
         return self._connection
 
     def _connect(self, autocommit: bool = False) -> Any:
-        db = self._driver.connect(self._url, autocommit=True, connect_timeout=5, application_name="mlsys")
+        db = self._driver.connect(self._url, autocommit=True, connect_timeout=5, application_name="mlsys", **LIVELY)
         for name, wanted in (("fsync", "on"), ("full_page_writes", "on")):
             (found,) = db.execute(f"SHOW {name}").fetchone() or ("",)
             if found != wanted:

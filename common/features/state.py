@@ -1,17 +1,17 @@
 """What an online store keeps per view and entity, how a push changes it and how a read reduces it. No storage here.
 
-Events are rows of numbers, oldest first. For aggregations with a tile, all live events of one expiry are one cell,
-so that the state is bounded by window / tile cells and the rows of one delay. A row is a cell of one event, so one
-reduction serves both. An event is folded into its cells as soon as it is live, and dropped once it has expired.
-Everything works on a whole batch of entities at once: `owner` says to which of them a row or a cell belongs.
+Events lie in series, oldest first, column after column: so the events of a window are one slice of a column, found by
+binary search. A column that may miss values has a series of its own, of those events that have one. For aggregations
+with a tile, all live events of one expiry are one cell, so that the state is bounded by window / tile cells and the
+events of one delay. An event is folded into its cells as soon as it is live, and dropped once it has expired.
 """
 
 import hashlib
-import json
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -20,67 +20,106 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from common.clock import SECOND
+from common.clock import MINUTE, SECOND
 from common.errors import OutOfOrder
 from common.features.view import Array, FeatureView, Times, ints, numbers
 from common.schema import Event, is_required
 
 Index = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 Table = NDArray[np.void]  # structured
 
-AT = "@"  # the event_timestamp of a row; "#" before a column's name: hashes of its values
+AT = "@"  # the event_timestamp of an event; "#" before a column's name: hashes of its values
 SEPARATOR = "\x1f"  # between a view and its entity, in a key
-FORMAT = 1  # of the bytes of a state: raise it with any change to them, and to what they mean
+FORMAT = 2  # of keys and states: raise it with any change to their bytes, and to what they mean
+SLACK = MINUTE  # a reader may be behind who pushed: another worker, or a clock that was set back
 LONG_AGO = -(2**61)  # us; older than any event, and far enough from the edge of int64 to be added to
+WORD = 8  # bytes; every number of a series
+PAD = bytes(WORD)
 CELL = np.dtype(
     [("span", "i8"), ("key", "u8"), ("expiry", "i8"), ("event_timestamp", "i8"),
      ("n", "f8"), ("mean", "f8"), ("m2", "f8"), ("min", "f8"), ("max", "f8"), ("last", "f8")]
 )  # fmt: skip
+NO_CELLS, NO_OWNER = np.empty(0, CELL), np.empty(0, np.int64)
+TIMESTAMP = struct.Struct("=q")
+GROUP = {"sum": "sum", "mean": "sum", "std": "sum", "last": "newest", "time_since": "newest"}  # made together
 
 
 class State(NamedTuple):
     """Of one entity in one view."""
 
-    position: int = 0  # of the last event applied
-    applied: int = LONG_AGO  # us, its created_timestamp: what was live by then is in the cells
-    rows: bytes = b""
-    cells: bytes = b""
+    position: int  # of the last event applied
+    applied: int  # us, its created_timestamp: what was live by then is in the cells
+    series: tuple[bytes, ...]
+    cells: bytes
 
 
-EMPTY = State()
-FIRST = np.zeros(1, np.int64)
-NO_CELLS, NO_OWNER = np.empty(0, CELL), np.empty(0, np.int64)
-TIMESTAMP = struct.Struct("=q")  # the head of a row
-HEADER = struct.Struct("<qqI")  # position, applied, bytes of rows
+class Entities:
+    """Who the rows of a table are about; a column that several views need is converted once."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self._rows = rows
+        self._values: dict[str, list[str]] = {}
+        self._sized: dict[str, list[str]] = {}
+
+    def names(self, columns: tuple[str, ...]) -> Iterable[str]:
+        """Unambiguous also where several columns make one name."""
+        if len(columns) == 1:
+            return self._of(columns[0])
+        for column in columns:
+            if column not in self._sized:
+                self._sized[column] = [f"{len(value)}:{value}" for value in self._of(column)]
+        return map("".join, zip(*(self._sized[column] for column in columns), strict=True))
+
+    def _of(self, column: str) -> list[str]:
+        if column not in self._values:
+            self._values[column] = [str(value) for value in self._rows[column].to_pylist()]
+        return self._values[column]
 
 
-class Arrived(NamedTuple):
-    """Logged events of one kind, on their way into the views."""
+class Arrived:
+    """Logged events of one kind, on their way into the views; a column that several views need is converted once."""
 
-    table: pa.Table
-    position: list[int]
-    created: list[int]
+    def __init__(self, table: pa.Table) -> None:
+        """Raises OutOfOrder: positions that do not increase could not be told apart from those applied before."""
+        self.table, self.entities = table, Entities(table)
+        self.position: list[int] = table["position"].to_pylist()
+        if any(b <= a for a, b in pairwise(self.position)):
+            raise OutOfOrder("position: events must be pushed in the order of the log, it must increase")
+        self.created: list[int] = table["created_timestamp"].to_pylist()
+        self.at: list[int] = table["event_timestamp"].to_pylist()
+        self._words: dict[str, Index] = {}
+        self._bodies: dict[str, bytes] = {}
+        self._there: dict[str, list[bool]] = {}
 
-    @classmethod
-    def of(cls, table: pa.Table) -> "Arrived":
-        return cls(table, ints(table["position"]).tolist(), ints(table["created_timestamp"]).tolist())
+    def words(self, name: str) -> Index:
+        """A column of a series, its numbers seen as integers."""
+        if name not in self._words:
+            found: NDArray[Any]
+            if name == AT:
+                found = ints(self.table["event_timestamp"])
+            elif name[0] == "#":
+                found = _hashes(self.table[name[1:]])
+            else:
+                found = numbers(self.table[name])
+            self._words[name] = np.ascontiguousarray(found).view(np.int64)
+        return self._words[name]
+
+    def body(self, name: str) -> bytes:
+        if name not in self._bodies:
+            self._bodies[name] = self.words(name).tobytes()
+        return self._bodies[name]
+
+    def there(self, name: str) -> list[bool]:
+        """Which events have a value."""
+        if name not in self._there:
+            words = self.words(name)
+            self._there[name] = (words != 0 if name[0] == "#" else np.isfinite(words.view(np.float64))).tolist()
+        return self._there[name]
 
 
 def checksum(key: str, body: bytes) -> int:
     """CRC-32 of a body and of whose it is."""
     return zlib.crc32(body, zlib.crc32(key.encode()))
-
-
-def pack(state: State) -> bytes:
-    """A state as it is stored."""
-    return HEADER.pack(state.position, state.applied, len(state.rows)) + state.rows + state.cells
-
-
-def unpack(body: bytes) -> State:
-    position, applied, rows = HEADER.unpack_from(body)
-    middle = HEADER.size + rows
-    return State(position, applied, body[HEADER.size : middle], body[middle:])
 
 
 @dataclass(frozen=True)
@@ -98,13 +137,19 @@ class _Span:
         times = (self.window, self.delay, self.tile) == (other.window, other.delay, other.tile)
         return times and (self.column is None or (not self.is_distinct and is_required(source, self.column)))
 
+    @property
+    def name(self) -> str:
+        """Of its column in a series."""
+        return AT if self.column is None else f"#{self.column}" if self.is_distinct else self.column
+
 
 class Plan:
-    """A view, compiled to arrays: the layout of a row, the spans of time it is reduced over."""
+    """A view, compiled: the layout of its series, the spans of time they are reduced over."""
 
     def __init__(self, view: FeatureView) -> None:
         self.view = view
         self.prefix = f"{view.name}@{view.digest[:16]}.{FORMAT}"  # the state of another definition is another state
+        self._start = self.prefix + SEPARATOR
         spans: dict[_Span, int] = {}
         span_of: dict[str, int] = {}
         for a in sorted(view.aggregations, key=lambda a: a.column is None):  # those without a column come last
@@ -112,219 +157,364 @@ class Plan:
             same = [s for s in spans if a.column is None and s.covers(view.source, span)]
             span_of[a.name] = spans.setdefault(same[0] if same else span, len(spans))
         self.spans, self.span_of = list(spans), [span_of[a.name] for a in view.aggregations]
-        self.may_miss = any(s.column and not is_required(view.source, s.column) for s in self.spans)
-        self.kinds: set[str] = {a.kind for a in view.aggregations if a.kind != "distinct"}
-        self.delay = np.array([s.delay for s in self.spans], np.int64)[:, None]  # (spans, 1)
-        self.length = np.array([s.delay + s.window for s in self.spans], np.int64)[:, None]
-        self.tile = np.array([s.tile for s in self.spans], np.int64)[:, None]
-        self.has_cells = bool(self.tile.any())
-        self.keep = max(s.delay if s.tile else s.delay + s.window for s in self.spans)  # us that a row may matter
-        self.columns = [None if s.is_distinct else s.column for s in self.spans]
-        self.column = self.columns[0] if len(set(self.columns)) == 1 else None
-        names = dict.fromkeys(("#" if s.is_distinct else "") + s.column for s in self.spans if s.column)
-        self.row = np.dtype([(AT, "i8"), *((name, "u8" if name[0] == "#" else "f8") for name in names)])
-        blank = np.zeros(1, self.row)
-        blank[AT] = LONG_AGO
-        self.blank = blank.tobytes()  # before each entity's rows, so that no reduction is over nothing
+        self.length = [s.delay + s.window for s in self.spans]
+        self.has_cells = any(s.tile for s in self.spans)
+        # us that an event may matter
+        self.keep = max(s.delay if s.tile else s.delay + s.window + SLACK for s in self.spans)
 
-    def keys(self, rows: pa.Table) -> list[str]:
-        """The name of each row's entity, unambiguous also for composite ones."""
-        columns = [rows[name].to_pylist() for name in self.view.entity]
-        if len(columns) == 1:
-            return [f"{self.prefix}{SEPARATOR}{value}" for value in columns[0]]
-        return [f"{self.prefix}{SEPARATOR}{json.dumps(values)}" for values in zip(*columns, strict=True)]
+        series: dict[str | None, list[str]] = {}  # by the column that may miss values
+        self.place: list[tuple[int, int]] = []  # of each span: its series, its column there
+        for s in self.spans:
+            names = series.setdefault(None if not s.column or is_required(view.source, s.column) else s.column, [AT])
+            if s.name not in names:
+                names.append(s.name)
+            self.place.append((list(series.values()).index(names), names.index(s.name)))
+        self.series = [tuple(names) for names in series.values()]
+        self.may_miss = [column is not None for column in series]
+        self.empty = State(0, LONG_AGO, (b"",) * len(self.series), b"")
+        self._header = struct.Struct(f"<qq{len(self.series)}I")  # position, applied, bytes of each series
 
-    def rows(self, events: pa.Table) -> Table:
-        """Events as rows of the state."""
-        out = np.empty(events.num_rows, self.row)
-        for name in self.row.names or ():
-            if name == AT:
-                out[AT] = events["event_timestamp"].to_numpy()
-            elif name[0] == "#":
-                out[name] = _hashes(events[name[1:]])
-            else:
-                out[name] = numbers(events[name])
-        return out
+    def keys(self, entities: Entities) -> list[str]:
+        start = self._start
+        return [start + name for name in entities.names(self.view.entity)]
 
-    def expiry(self, event_timestamp: Times) -> Index:
-        """(spans, rows) us"""
-        expiry = event_timestamp + self.length
-        if self.has_cells:
-            expiry = np.where(self.tile > 0, -(-expiry // np.maximum(self.tile, 1)) * self.tile, expiry)
-        return expiry
+    def pack(self, state: State) -> bytes:
+        """A state as it is stored."""
+        header = self._header.pack(state.position, state.applied, *map(len, state.series))
+        return b"".join((header, *state.series, state.cells))
 
-    def read(self, states: Sequence[State], as_of: Times) -> Array:
-        """The aggregations of each state at its as_of, (n, n_aggregations)."""
-        n = len(states)
-        rows = np.frombuffer(b"".join([part for s in states for part in (self.blank, s.rows)]), self.row)
-        counts = [1 + len(s.rows) // self.row.itemsize for s in states]
-        owner = np.zeros(len(rows), np.int64) if n == 1 else np.repeat(np.arange(n), counts)
-        at = np.ascontiguousarray(rows[AT])
-        age = (as_of if n == 1 else as_of[owner]) - at
-        live = (age >= self.delay) & (age < self.length)  # (spans, rows)
-        cells, cell_owner = NO_CELLS, NO_OWNER
-        if self.has_cells:
-            applied = np.array([s.applied for s in states])[owner]
-            in_time = (at > applied - self.delay) & (as_of[owner] < self.expiry(at))  # else it is in a cell, or over
-            live = np.where(self.tile > 0, (age >= self.delay) & in_time, live)
-            cells = np.frombuffer(b"".join([s.cells for s in states]), CELL)
-            cell_owner = np.repeat(np.arange(n), [len(s.cells) // CELL.itemsize for s in states])
-            fresh = cells["expiry"] > as_of[cell_owner]
-            cells, cell_owner = cells[fresh], cell_owner[fresh]
+    def unpack(self, body: bytes) -> State:
+        position, applied, *sizes = self._header.unpack_from(body)
+        start, series = self._header.size, []
+        for size in sizes:
+            series.append(body[start : start + size])
+            start += size
+        return State(position, applied, tuple(series), body[start:])
 
-        reduced = self._items(rows, at, owner, live, cells, cell_owner).reduce(self.kinds, as_of) if self.kinds else {}
-        out = np.empty((n, len(self.span_of)))
-        for i, (a, span) in enumerate(zip(self.view.aggregations, self.span_of, strict=True)):
-            if a.kind == "distinct":
-                mine = cells["span"] == span
-                value = np.concatenate([rows[f"#{a.column}"][live[span]], cells["key"][mine]])
-                out[:, i] = _distinct(np.concatenate([owner[live[span]], cell_owner[mine]]), value, n)
-            else:
-                out[:, i] = reduced[a.kind][span]
-        return out
-
-    def _items(self, rows: Table, at: Times, owner: Index, live: Mask, cells: Table, cell_owner: Index) -> "_Items":
-        if self.column:
-            x = np.ascontiguousarray(rows[self.column])[None, :]  # (1, rows), the same for all spans
-        else:
-            x = np.array([rows[c] if c else np.zeros(len(rows)) for c in self.columns])  # (spans, rows)
-        if self.may_miss:
-            live = live & (x == x)  # NaN: this event has no value in this column
-        if not len(cells):
-            return _Items(owner, at, live, 1.0, x, 0.0, x, x, x)
-        at, owner = np.concatenate([at, cells["event_timestamp"]]), np.concatenate([owner, cell_owner])
-        order = np.lexsort((at, owner))
-
-        def joined(of_rows: Any, of_cells: Any) -> Any:
-            shape = (len(self.spans), len(cells))
-            both = (np.broadcast_to(of_rows, live.shape), np.broadcast_to(of_cells, shape))
-            return np.concatenate(both, axis=1)[:, order]
-
-        mine = cells["span"] == np.arange(len(self.spans))[:, None]
-        moments = [
-            joined(a, cells[b]) for a, b in ((1.0, "n"), (x, "mean"), (0.0, "m2"), (x, "min"), (x, "max"), (x, "last"))
-        ]
-        return _Items(owner[order], at[order], joined(live, mine), *moments)
+    def expiry(self, span: int, event_timestamp: Times) -> Times:
+        """us, of events that are in a span with a tile"""
+        tile = self.spans[span].tile
+        return -(-(event_timestamp + self.length[span]) // tile) * tile
 
     def push(self, keys: Sequence[str], events: Arrived, states: Mapping[str, State]) -> dict[str, State]:
-        """The new states of those entities that get an event, given their old ones.
-
-        Raises OutOfOrder for events that are not in the order of the log: their positions could not be told apart
-        from those of events applied before.
-        """
-        table, position, created = events
-        if any(b <= a for a, b in pairwise(position)):
-            raise OutOfOrder(f"{self.view.name}: events must be pushed in the order of the log, position must increase")
+        """The new states of those entities that get an event, given their old ones."""
+        position, created = events.position, events.created
         events_of: dict[str, list[int]] = {}
         for i, key in enumerate(keys):
-            if position[i] > states.get(key, EMPTY).position:  # else it was applied before
+            if position[i] > states.get(key, self.empty).position:  # else it was applied before
                 events_of.setdefault(key, []).append(i)
         if not events_of:
             return {}
-        rows = self.rows(table)
-        body, size = rows.tobytes(), self.row.itemsize
-        parts = [body[i * size : (i + 1) * size] for i in range(len(keys))]
+        there = [
+            events.there(names[-1]) if miss else None for names, miss in zip(self.series, self.may_miss, strict=True)
+        ]
+        columns = [[(events.words(name), events.body(name)) for name in names] for names in self.series]
         out: dict[str, State] = {}
         for key, new in events_of.items():
-            old = states.get(key, EMPTY)
+            old = states.get(key, self.empty)
             applied = max(old.applied, created[new[-1]])
-            kept = self._kept(old.rows, [parts[i] for i in new], applied - self.keep)
-            out[key] = State(position[new[-1]], applied, kept, b"")
+            series = tuple([
+                _grown(body, part, events.at, new if mask is None else [i for i in new if mask[i]], applied - self.keep)
+                for body, part, mask in zip(old.series, columns, there, strict=True)
+            ])  # fmt: skip
+            out[key] = State(position[new[-1]], applied, series, b"")
         if self.has_cells:
-            cells = self._folded(rows, events_of, states, [state.applied for state in out.values()])
+            cells = self._folded(events, there, events_of, states, [state.applied for state in out.values()])
             out = {key: state._replace(cells=part) for (key, state), part in zip(out.items(), cells, strict=True)}
         return out
 
-    def _kept(self, old: bytes, new: Sequence[bytes], expired: int) -> bytes:
-        """Old and new rows together, oldest first, without those at or before `expired`, us."""
-        size = self.row.itemsize
-        times = [TIMESTAMP.unpack_from(row)[0] for row in ([old[-size:], *new] if old else new)]
-        rows = b"".join((old, *new))
-        if any(b < a for a, b in pairwise(times)):  # somebody was late; of two at one time the log decides
-            table = np.frombuffer(rows, self.row)
-            rows = table[np.argsort(table[AT], kind="stable")].tobytes()
-        start = 0
-        while start < len(rows) and TIMESTAMP.unpack_from(rows, start)[0] <= expired:
-            start += size
-        return rows[start:]
-
     def _folded(
-        self, rows: Table, events_of: Mapping[str, list[int]], states: Mapping[str, State], applied: Sequence[int]
+        self,
+        events: Arrived,
+        there: Sequence[list[bool] | None],
+        events_of: Mapping[str, list[int]],
+        states: Mapping[str, State],
+        applied: Sequence[int],
     ) -> list[bytes]:
         """The cells of each entity once all that was live by `applied` is in them."""
-        old = [states.get(key, EMPTY) for key in events_of]
-        new = [i for some in events_of.values() for i in some]
-        old_rows = np.frombuffer(b"".join([s.rows for s in old]), self.row)
-        n = np.arange(len(old))
-        counts = [len(s.rows) // self.row.itemsize for s in old], [len(some) for some in events_of.values()]
-        owner = np.concatenate([np.repeat(n, count) for count in counts])
-        folded_until = np.array([s.applied for s in old], np.int64)[owner]
-        folded_until[len(old_rows) :] = LONG_AGO
-        rows, now = np.concatenate([old_rows, rows[new]]), np.array(applied, np.int64)
-        at = rows[AT]
-        fold = (self.tile > 0) & (at <= now[owner] - self.delay) & (at > folded_until - self.delay)  # (spans, rows)
-        cells, cell_owner = self._cells(rows, owner, fold)
-        cells = np.concatenate([np.frombuffer(b"".join([s.cells for s in old]), CELL), cells])
-        cell_owner = np.concatenate([np.repeat(n, [len(s.cells) // CELL.itemsize for s in old]), cell_owner])
-        fresh = cells["expiry"] > now[cell_owner]
-        return _split(*_merged(cells[fresh], cell_owner[fresh]), len(old))
+        old = [states.get(key, self.empty) for key in events_of]
+        n, now, until = np.arange(len(old)), np.array(applied, np.int64), np.array([s.applied for s in old], np.int64)
+        new = np.array([i for some in events_of.values() for i in some])
+        new_owner = np.repeat(n, [len(some) for some in events_of.values()])
+        cells = [np.frombuffer(b"".join([s.cells for s in old]), CELL)]
+        cell_owner = [np.repeat(n, [len(s.cells) // CELL.itemsize for s in old])]
+        for g, (names, mask) in enumerate(zip(self.series, there, strict=True)):
+            came = np.ones(len(new), bool) if mask is None else np.array(mask, bool)[new]
+            known = [np.frombuffer(s.series[g], np.int64).reshape(len(names), -1) for s in old]
+            table = np.concatenate([*known, np.array([events.words(name)[new[came]] for name in names])], axis=1)
+            owner = np.concatenate([np.repeat(n, [part.shape[1] for part in known]), new_owner[came]])
+            folded_until = until[owner]
+            folded_until[len(owner) - came.sum() :] = LONG_AGO
+            for i, (span, (series, column)) in enumerate(zip(self.spans, self.place, strict=True)):
+                if series == g and span.tile:
+                    fold = (table[0] <= now[owner] - span.delay) & (table[0] > folded_until - span.delay)
+                    cells.append(self._cells(i, table[0, fold], table[column, fold]))
+                    cell_owner.append(owner[fold])
+        table, owner = np.concatenate(cells), np.concatenate(cell_owner)
+        fresh = table["expiry"] > now[owner]
+        return _split(*_merged(table[fresh], owner[fresh]), len(old))
 
-    def _cells(self, rows: Table, owner: Index, fold: Mask) -> tuple[Table, Index]:
-        """Each row that is to be folded, as a cell of one event, and its owner."""
-        span, row = np.nonzero(fold)
-        cells = np.zeros(len(span), CELL)
-        cells["span"], cells["event_timestamp"], cells["n"] = span, rows[AT][row], 1
-        cells["expiry"] = self.expiry(rows[AT])[span, row]
-        there = np.ones(len(span), bool)
-        for i, s in enumerate(self.spans):
-            of_span = span == i
-            if s.is_distinct:
-                cells["key"][of_span] = rows[f"#{s.column}"][row[of_span]]
-                there[of_span] = cells["key"][of_span] != 0
-            elif s.column:
-                x = rows[s.column][row[of_span]]
-                for name in ("mean", "min", "max", "last"):
-                    cells[name][of_span] = x
-                there[of_span] = x == x
-        return cells[there], owner[row[there]]
+    def _cells(self, span: int, at: Times, words: Index) -> Table:
+        """Each event as a cell of its own."""
+        cells = np.zeros(len(at), CELL)
+        cells["span"], cells["event_timestamp"], cells["n"], cells["expiry"] = span, at, 1, self.expiry(span, at)
+        if self.spans[span].is_distinct:
+            cells["key"] = words.view(np.uint64)
+        elif self.spans[span].column:
+            for name in ("mean", "min", "max", "last"):
+                cells[name] = words.view(np.float64)
+        return cells
 
 
-class _Items(NamedTuple):
-    """Rows and cells as one table, by owner, then time; each owner has at least one. All but two: (spans, items)."""
+class Reader:
+    """Views compiled into one reduction over all of them: a call of NumPy costs as much as a thousand numbers."""
 
-    owner: Index  # (items,)
-    event_timestamp: Times  # (items,)
-    live: Mask
-    n: Any
-    mean: Any
-    m2: Any
-    least: Any
-    greatest: Any
-    last: Any
+    def __init__(self, plans: Sequence[Plan]) -> None:
+        self._plans = plans
+        self._blocks = [(v, g) for v, plan in enumerate(plans) for g in range(len(plan.series))]
+        self._columns = np.array([len(plans[v].series[g]) for v, g in self._blocks], np.int64)[:, None]
+        block_of = {block: i for i, block in enumerate(self._blocks)}
+        self._first_span: list[int] = []
+        block: list[int] = []  # of each span of each view, as the next ones
+        column, low, high = [], [], []
+        bounds: dict[tuple[int, int, int, int], int] = {}  # block, length, tile, delay
+        aggregations: dict[str, list[tuple[int, int]]] = {}  # by kind: where its value goes, its span
+        for v, plan in enumerate(plans):
+            at, start = sum(len(p.span_of) for p in plans[:v]), len(block)
+            self._first_span.append(start)
+            for s, length, (g, c) in zip(plan.spans, plan.length, plan.place, strict=True):
+                b = block_of[v, g]
+                block.append(b)
+                column.append(c)
+                low.append(bounds.setdefault((b, length, s.tile, s.delay if s.tile else 0), len(bounds)))
+                high.append(bounds.setdefault((b, s.delay, 0, 0), len(bounds)))
+            for i, (a, s_) in enumerate(zip(plan.view.aggregations, plan.span_of, strict=True)):
+                aggregations.setdefault(a.kind, []).append((at + i, start + s_))
+        self._block, self._column = np.array(block, np.int64), np.array(column, np.int64)[:, None]
+        self._low, self._high = np.array(low, np.int64), np.array(high, np.int64)
+        self._bounds = [*bounds]
+        self._bound_block = np.array([b for b, *_ in bounds], np.int64)
+        self._bound_length = np.array([length for _, length, *_ in bounds], np.int64)[:, None]
+        self._tiled = [(i, self._blocks[b][0], *rest) for i, (b, *rest) in enumerate(bounds) if rest[1]]
+        self._reach = max((length + tile for _, length, tile, _ in bounds), default=0)  # us
+        self._ends = np.cumsum([0, *(len(plan.span_of) for plan in plans)]).tolist()
+        self._has_cells = any(plan.has_cells for plan in plans)
+        self._spans: dict[str, Index] = {}  # by group: those that it is asked of
+        for kind, pairs in aggregations.items():
+            group = GROUP.get(kind, kind)
+            self._spans[group] = np.union1d(self._spans.get(group, NO_OWNER), [span for _, span in pairs])
+        if "std" in aggregations:
+            self._spans["std"] = np.unique([span for _, span in aggregations["std"]])
+            self._std = np.searchsorted(self._spans["sum"], self._spans["std"])
+        self._spans["count"] = np.arange(len(block))
+        self._out: dict[str, tuple[Index, Index]] = {}  # by kind: where its values go, where its group has them
+        for kind, pairs in aggregations.items():
+            to, span = np.array(pairs, np.int64).T
+            self._out[kind] = to, np.searchsorted(self._spans["std" if kind == "std" else GROUP.get(kind, kind)], span)
 
-    def reduce(self, kinds: set[str], as_of: Times) -> dict[str, Array]:
-        """By kind: (spans, n)."""
-        live = self.live
-        starts = FIRST if len(as_of) == 1 else np.searchsorted(self.owner, np.arange(len(as_of)))
-        n = np.add.reduceat(np.where(live, self.n, 0.0), starts, axis=1)
-        out = {"count": n}
-        with np.errstate(invalid="ignore", divide="ignore"):
-            if kinds & {"sum", "mean", "std"}:
-                out["sum"] = np.add.reduceat(np.where(live, self.n * self.mean, 0.0), starts, axis=1)
-                out["mean"] = out["sum"] / n
-            if "std" in kinds:
-                m2 = self.m2 + self.n * (self.mean - out["mean"][:, self.owner]) ** 2
-                out["std"] = np.sqrt(np.add.reduceat(np.where(live, m2, 0.0), starts, axis=1) / n)
-        if "min" in kinds:
-            out["min"] = np.fmin.reduceat(np.where(live, self.least, np.nan), starts, axis=1)
-        if "max" in kinds:
-            out["max"] = np.fmax.reduceat(np.where(live, self.greatest, np.nan), starts, axis=1)
-        if kinds & {"last", "time_since"}:
-            newest = np.maximum.reduceat(np.where(live, np.arange(len(self.owner)), -1), starts, axis=1)
-            out["time_since"] = np.where(newest >= 0, (as_of - self.event_timestamp[newest]) / SECOND, np.nan)
-            values = np.take_along_axis(np.broadcast_to(self.last, live.shape), newest, axis=1)
-            out["last"] = np.where(newest >= 0, values, np.nan)
-        return out
+    def read(self, states: Sequence[Sequence[State]], as_of: Times) -> list[Array]:
+        """From the states of each view's rows, at the as_of of the row: (n, n_aggregations) each."""
+        if not len(as_of) or not self._plans:
+            return [np.empty((len(as_of), len(plan.span_of))) for plan in self._plans]
+        reach = min(self._reach, max(0, int(as_of.max()))) + 1  # no event is before the epoch
+        most = max(1, 2**62 // (len(self._blocks) * (reach + 2)))  # rows whose times fit into one order, see _ranks
+        parts = [
+            self._read([of_view[i : i + most] for of_view in states], as_of[i : i + most], reach)
+            for i in range(0, len(as_of), most)
+        ]
+        values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return [values[:, a:b] for a, b in pairwise(self._ends)]
+
+    def _read(self, states: Sequence[Sequence[State]], as_of: Times, reach: int) -> Array:
+        bodies = [s.series[g] for v, g in self._blocks for s in states[v]]
+        words = np.frombuffer(b"".join((*bodies, PAD)), np.int64)  # the end of the last slice is still an index
+        size = np.array([len(body) for body in bodies], np.int64).reshape(len(self._blocks), -1) // WORD
+        start = (np.cumsum(size) - size.ravel()).reshape(size.shape)
+        count = size // self._columns
+        rank = self._ranks(words, start, count, states, as_of, reach)
+        low = rank[self._low]
+        n = np.maximum(rank[self._high] - low, 0)  # (spans, rows): events that are live
+        first_at = start[self._block] + low
+        slices = _Slices(words, first_at, first_at + self._column * count[self._block], n)
+        return self._reduced(slices, self._live_cells(states, as_of) if self._has_cells else None, as_of)
+
+    def _ranks(
+        self, words: Index, start: Index, count: Index, states: Sequence[Sequence[State]], as_of: Times, reach: int
+    ) -> Index:
+        """How many events of its series are not after each bound, (bounds, rows).
+
+        One search for all: each series has numbers of its own, `reach` us before as_of is its 1.
+        """
+        counts = count.ravel()
+        before = np.cumsum(counts) - counts
+        base = np.arange(counts.size) * (reach + 2)
+        at = words[np.repeat(start.ravel() - before, counts) + np.arange(counts.sum())]
+        at -= np.repeat(np.tile(as_of - reach, len(count)), counts)
+        np.maximum(at, 0, out=at)
+        order = np.minimum(at, reach + 1, out=at)
+        order += np.repeat(base, counts)
+        bound = np.broadcast_to(reach - self._bound_length, (len(self._bounds), len(as_of)))
+        if self._tiled:
+            bound = bound.copy()
+            for i, v, length, tile, delay in self._tiled:
+                applied = np.array([s.applied for s in states[v]], np.int64)  # up to then it is in a cell
+                bound[i] = np.maximum(as_of // tile * tile - length, applied - delay) - as_of + reach
+        wanted = base.reshape(count.shape)[self._bound_block] + np.clip(bound, 0, reach + 1)
+        return np.searchsorted(order, wanted, side="right") - before.reshape(count.shape)[self._bound_block]
+
+    def _live_cells(self, states: Sequence[Sequence[State]], as_of: Times) -> "_Cells":
+        parts = [np.frombuffer(b"".join([s.cells for s in of_view]), CELL) for of_view in states]
+        span = np.concatenate([part["span"] + i for part, i in zip(parts, self._first_span, strict=True)])
+        size = [len(s.cells) // CELL.itemsize for of_view in states for s in of_view]
+        row = np.repeat(np.tile(np.arange(len(as_of)), len(states)), size)
+        cells = np.concatenate(parts)
+        live = cells["expiry"] > as_of[row]
+        return _Cells(cells[live], span[live], row[live])
+
+    def _reduced(self, slices: "_Slices", cells: "_Cells | None", as_of: Times) -> Array:
+        """Every aggregation of every view, (rows, n)."""
+        out = np.empty((self._ends[-1], len(as_of)))
+
+        def put(kind: str, value: Array) -> None:
+            if kind in self._out:
+                to, slot = self._out[kind]
+                out[to] = value[slot]
+
+        n = slices.size.astype(np.float64)  # (spans, rows)
+        if cells:
+            np.add.at(n, (cells.span, cells.row), cells.table["n"])
+        put("count", n)
+        if "sum" in self._spans:
+            spans = self._spans["sum"]
+            total = slices.over(np.add, spans, 0.0)
+            if cells:
+                table, where = cells.of(spans)
+                np.add.at(total, where, table["n"] * table["mean"])
+            put("sum", total)
+            with np.errstate(invalid="ignore"):
+                mean = total / n[spans]  # 0 / 0 is NaN, as it should be
+            put("mean", mean)
+            if "std" in self._spans:
+                mean, spans = mean[self._std], self._spans["std"]
+                m2 = slices.squares(spans, mean)
+                if cells:
+                    table, where = cells.of(spans)
+                    np.add.at(m2, where, table["m2"] + table["n"] * (table["mean"] - mean[where]) ** 2)
+                with np.errstate(invalid="ignore"):
+                    put("std", np.sqrt(m2 / n[spans]))
+        for kind, least in (("min", np.fmin), ("max", np.fmax)):
+            if kind in self._spans:
+                value = slices.over(least, self._spans[kind], np.nan)
+                if cells:
+                    table, where = cells.of(self._spans[kind])
+                    least.at(value, where, table[kind])
+                put(kind, value)
+        if "newest" in self._spans:
+            spans = self._spans["newest"]
+            empty = slices.size[spans] == 0
+            value, at = slices.newest(spans)
+            value, age = np.where(empty, np.nan, value), np.where(empty, np.nan, (as_of - at) / SECOND)
+            if cells:  # all of them are older than what is not yet in one
+                table, (slot, row) = cells.of(spans)
+                mine = empty[slot, row]
+                table, slot, row = table[mine], slot[mine], row[mine]
+                value[slot, row], age[slot, row] = table["last"], (as_of[row] - table["event_timestamp"]) / SECOND
+            put("last", value)
+            put("time_since", age)
+        if "distinct" in self._spans:
+            put("distinct", slices.distinct(self._spans["distinct"], cells))
+        return out.T
+
+
+class _Slices(NamedTuple):
+    """Of each span and row the live events, oldest first; all but the first: (spans, rows)."""
+
+    words: Index
+    first_at: Index  # where their times begin
+    first: Index  # where their values begin
+    size: Index
+
+    def over(self, least: np.ufunc, spans: Index, empty: float) -> Array:
+        """A function of two numbers, over the values of each slice."""
+        first, size = self.first[spans], self.size[spans]
+        starts, sizes = first.ravel(), size.ravel()
+        order = np.argsort(starts)[::-1]  # backwards, so that there is nothing to reduce between two slices
+        ends = np.empty(2 * len(order), np.int64)
+        ends[::2] = starts[order]
+        ends[1::2] = ends[::2] + sizes[order]
+        out = np.empty(len(order))
+        values = self.words.view(np.float64)[: int(ends.max()) + 1]
+        with np.errstate(all="ignore"):  # the last end is reduced too, with all that follows
+            out[order] = least.reduceat(values, ends)[::2]
+        out[sizes == 0] = empty
+        return out.reshape(first.shape)
+
+    def squares(self, spans: Index, mean: Array) -> Array:
+        """Sum of squared deviations."""
+        first, size = self.first[spans].ravel(), self.size[spans].ravel()
+        ends = np.cumsum(size)
+        index = np.arange(ends[-1]) + np.repeat(first - ends + size, size)
+        gap = self.words.view(np.float64)[index] - np.repeat(mean.ravel(), size)
+        there = size > 0
+        out = np.zeros(len(size))
+        if there.any():
+            out[there] = np.add.reduceat(gap * gap, (ends - size)[there])
+        return out.reshape(mean.shape)
+
+    def newest(self, spans: Index) -> tuple[Array, Times]:
+        """Value and time of the last one; anything where there is none."""
+        newest = self.size[spans] - 1
+        return self.words.view(np.float64)[self.first[spans] + newest], self.words[self.first_at[spans] + newest]
+
+    def distinct(self, spans: Index, cells: "_Cells | None") -> Array:
+        """How many different values."""
+        words, first, size = self.words.view(np.uint64).data, self.first[spans], self.size[spans]
+        found = [set(words[a : a + n]) for a, n in zip(first.ravel().tolist(), size.ravel().tolist(), strict=True)]
+        if cells:
+            table, (slot, row) = cells.of(spans)
+            for i, key in zip((slot * size.shape[1] + row).tolist(), table["key"].tolist(), strict=True):
+                found[i].add(key)
+        return np.array([len(values) for values in found], np.float64).reshape(size.shape)
+
+
+class _Cells(NamedTuple):
+    """Live ones; of one span and row the newest comes last."""
+
+    table: Table
+    span: Index
+    row: Index
+
+    def of(self, spans: Index) -> tuple[Table, tuple[Index, Index]]:
+        """Those of some spans, and where they belong in an array of (spans, rows)."""
+        mine = np.isin(self.span, spans)
+        return self.table[mine], (np.searchsorted(spans, self.span[mine]), self.row[mine])
+
+
+def _grown(
+    old: bytes, columns: Sequence[tuple[Index, bytes]], at: Sequence[int], new: Sequence[int], expired: int
+) -> bytes:
+    """A series with new events, oldest first, without those at or before `expired`, us."""
+    size = len(old) // len(columns)  # bytes of a column
+    last = TIMESTAMP.unpack_from(old, size - WORD)[0] if size else LONG_AGO
+    if new and (at[new[0]] < last or (len(new) > 1 and any(at[b] < at[a] for a, b in pairwise(new)))):
+        known = np.frombuffer(old, np.int64).reshape(len(columns), -1)  # somebody was late
+        table = np.concatenate([known, np.array([words[new] for words, _ in columns])], axis=1)
+        table = table[:, np.argsort(table[0], kind="stable")]  # of two at one time the log decides
+        return table[:, np.searchsorted(table[0], expired, side="right") :].tobytes()
+    start = 0
+    while start < size and TIMESTAMP.unpack_from(old, start)[0] <= expired:
+        start += WORD
+    if start == size:
+        new = [i for i in new if at[i] > expired]
+    parts, end = [], 0
+    for words, body in columns:
+        parts.append(old[end + start : end + size])
+        end += size
+        if len(new) == 1:
+            parts.append(body[WORD * new[0] : WORD * new[0] + WORD])
+        else:
+            parts.append(words[new].tobytes())
+    return b"".join(parts)
 
 
 def _merged(cells: Table, owner: Index) -> tuple[Table, Index]:
@@ -350,29 +540,22 @@ def _merged(cells: Table, owner: Index) -> tuple[Table, Index]:
     return out, owner[starts]
 
 
-def _distinct(owner: Index, value: NDArray[np.uint64], n: int) -> Array:
-    """How many different values each owner has, (n,); 0 stands for no value."""
-    owner, value = owner[value != 0], value[value != 0]
-    order = np.lexsort((value, owner))
-    owner, value = owner[order], value[order]
-    new = np.ones(len(owner), bool)
-    new[1:] = (owner[1:] != owner[:-1]) | (value[1:] != value[:-1])
-    return np.bincount(owner[new], minlength=n).astype(np.float64)
-
-
 def _hashes(column: pa.ChunkedArray) -> NDArray[np.uint64]:
     """64 bits per value, the same in every process; 0 for a value that is not there. Two of a million values
     collide once in 37 million trials."""
     if pa.types.is_floating(column.type):
         column = pc.add(column, 0.0)  # -0.0 is 0.0
     encoded = column.combine_chunks().dictionary_encode()
-    hashes = [
-        0 if value is None or value != value or value in (float("inf"), -float("inf"))
-        else int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "little") or 1
-        for value in encoded.dictionary.to_pylist()
-    ]  # fmt: skip
+    hashes = [_hash(value) for value in encoded.dictionary.to_pylist()]
     indices = encoded.indices.fill_null(len(hashes)) if encoded.indices.null_count else encoded.indices
     return np.take(np.array([*hashes, 0], np.uint64), np.asarray(indices))
+
+
+@lru_cache(maxsize=100_000, typed=True)
+def _hash(value: Any) -> int:
+    if value is None or value != value or value in (float("inf"), -float("inf")):
+        return 0
+    return int.from_bytes(hashlib.blake2b(repr(value).encode(), digest_size=8).digest(), "little") or 1
 
 
 def _split(table: Table, owner: Index, n: int) -> list[bytes]:

@@ -5,7 +5,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -114,6 +114,46 @@ def feature_names(views: Sequence[FeatureView], on_demand: Sequence[OnDemand]) -
     return (*(name for view in views for name in view.features), *(f.name for f in on_demand))
 
 
+class Assembler:
+    """Makes the x of one system; what does not depend on the rows is found out once."""
+
+    def __init__(self, request: type[Record], views: Sequence[FeatureView], on_demand: Sequence[OnDemand]) -> None:
+        self.names = feature_names(views, on_demand)
+        self._request, self._on_demand = request, on_demand
+        self._needed = {name for f in on_demand for name in f.inputs}
+        self._used = [[(name, i) for i, name in enumerate(view.features) if name in self._needed] for view in views]
+
+    def __call__(self, rows: pa.Table, values: Sequence[Array]) -> Array:
+        """x of shape (n, n_features): the values of each view (n, n_aggregations), then the on-demand features.
+
+        A column of a few declared choices enters a function as their number, 0, 1, ...; an input that is neither
+        a column of the rows nor a feature raises BadDefinition.
+        """
+        x = np.empty((rows.num_rows, len(self.names)))
+        known: dict[str, Array] = {}
+        at = 0
+        for used, block in zip(self._used, values, strict=True):
+            x[:, at : at + block.shape[1]] = block
+            at += block.shape[1]
+            for name, i in used:
+                known[name] = block[:, i]
+        for f in self._on_demand:
+            for name in f.inputs:
+                if name not in known:
+                    known[name] = self._column(f, name, rows)
+            x[:, at] = value = np.asarray(f.compute({name: known[name] for name in f.inputs}), np.float64)
+            if f.name in self._needed:
+                known[f.name] = value
+            at += 1
+        return x
+
+    def _column(self, f: OnDemand, name: str, rows: pa.Table) -> Array:
+        if name not in rows.column_names:
+            raise BadDefinition(f"{f.name}: inputs: no column or feature {name!r}")
+        known = choices(self._request, name)
+        return numbers(pc.index_in(rows[name], _values(known))) if known else numbers(rows[name])
+
+
 def assemble(
     request: type[Record],
     views: Sequence[FeatureView],
@@ -121,29 +161,13 @@ def assemble(
     rows: pa.Table,
     values: Sequence[Array],
 ) -> Array:
-    """x of shape (n, n_features): the values of each view (n, n_aggregations), then the on-demand features.
-
-    A column of a few declared choices enters a function as their number, 0, 1, ...; an input that is neither
-    a column of the rows nor a feature raises BadDefinition.
-    """
-    known: dict[str, Array] = {
-        name: block[:, i] for view, block in zip(views, values, strict=True) for i, name in enumerate(view.features)
-    }
-    for f in on_demand:
-        for name in f.inputs:
-            if name not in known:
-                if name not in rows.column_names:
-                    raise BadDefinition(f"{f.name}: inputs: no column or feature {name!r}")
-                known[name] = (
-                    _codes(rows[name], choices(request, name)) if choices(request, name) else numbers(rows[name])
-                )
-        known[f.name] = np.asarray(f.compute({name: known[name] for name in f.inputs}), np.float64)
-    names = feature_names(views, on_demand)
-    return np.column_stack([known[name] for name in names]) if names else np.empty((rows.num_rows, 0))
+    """As an Assembler does, once."""
+    return Assembler(request, views, on_demand)(rows, values)
 
 
-def _codes(column: pa.ChunkedArray, known: tuple[str, ...]) -> Array:
-    return numbers(pc.index_in(column, pa.array(known)))
+@cache
+def _values(known: tuple[str, ...]) -> pa.Array:
+    return pa.array(known)
 
 
 def definition_digest(request: type[Record], views: Sequence[FeatureView], on_demand: Sequence[OnDemand]) -> str:

@@ -98,6 +98,14 @@ class Numeric:
         """With ddof = 0; NaN when nothing was seen."""
         return math.sqrt(self.m2 / self.n) if self.n else math.nan
 
+    @property
+    def median(self) -> float:
+        """To the width of a bin; of the reference itself, exact. NaN when nothing was seen."""
+        if not self.n:
+            return math.nan
+        i = int(np.searchsorted(np.cumsum(self.counts), self.n / 2, side="right"))
+        return self.edges[max(0, min(i, len(self.edges)) - 1)]
+
 
 @dataclass(frozen=True)
 class Categorical:

@@ -1,4 +1,4 @@
-"""Who changed which alias, when and why: rows in a hash chain, and a head that is signed."""
+"""Who changed which alias or traffic, when and why: rows in a hash chain, and a head that is signed."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ from common.registry.gates import CHAMPION
 from common.registry.keys import Keys, Signature
 
 CHALLENGER, PREVIOUS = "challenger", "previous"
+TRAFFIC = "traffic"  # kept as an alias, of a text in place of a version: signed, replayed and copied like the others
 START = "0" * 64  # what the first row is chained to
 Aliases = dict[str, str]  # alias -> version
 
@@ -23,9 +24,9 @@ class AuditRow:
     system: str
     created: int  # us
     who: str
-    what: str  # "promote", "promote, forced", "rollback", "challenger"
+    what: str  # "promote", "promote, forced", "rollback", "challenger", "traffic", "traffic, forced"
     why: str
-    was: str | None  # the version that the alias named before
+    was: str | None  # the version that the alias named before; of traffic, what it was, as JSON
     became: str | None
     digest: str
 
@@ -87,7 +88,7 @@ def verify(rows: Sequence[AuditRow], head: Head, aliases: Mapping[str, Aliases],
     head.verify(len(rows), before, keys)
     replayed = replay(rows)
     for system in sorted(replayed.keys() | aliases.keys()):
-        for alias in (CHAMPION, PREVIOUS, CHALLENGER):
+        for alias in (CHAMPION, PREVIOUS, CHALLENGER, TRAFFIC):
             by_rows, found = (of.get(system, {}).get(alias) or "none" for of in (replayed, aliases))
             if by_rows != found:
                 raise BadBundle(f"{system}: {alias}: is {by_rows} by the audit trail, but the registry says {found}")
@@ -98,12 +99,14 @@ def replay(rows: Sequence[AuditRow]) -> dict[str, Aliases]:
     systems: dict[str, dict[str, str | None]] = {}
     for row in rows:
         aliases = systems.setdefault(row.system, {})
-        moved = CHALLENGER if row.what == CHALLENGER else CHAMPION
+        what = row.what.removesuffix(", forced")
+        moved = what if what in (CHALLENGER, TRAFFIC) else CHAMPION
         if row.was != aliases.get(moved) or (row.what == "rollback" and row.became != aliases.get(PREVIOUS)):
             raise BadBundle(f"audit row {row.row}: does not follow from the rows before it: {row.what} of {row.system}")
         aliases[moved] = row.became
         if moved == CHAMPION:
             aliases[PREVIOUS] = None if row.what == "rollback" else row.was
+            aliases[TRAFFIC] = None  # it was a split with another champion
             if row.what != "rollback" and aliases.get(CHALLENGER) == row.became:
                 aliases[CHALLENGER] = None
     return {system: {a: name for a, name in aliases.items() if name} for system, aliases in systems.items()}

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import re
+import secrets
 import stat
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from common.data.snapshots import sync
 from common.errors import BadBundle, BadSetting, Damaged, NotFound
 
-PRIVATE, TRUSTED = "signing.pem", "trusted"
+PRIVATE, TRUSTED, SECRET = "signing.pem", "trusted", "secret"
 KEY_LIMIT = 4_096  # bytes; a PEM of Ed25519 has about 120
+SECRET_SIZE = 32  # bytes
 MENDED = "restore it, or make a new one: mlsys rotate-key"
 
 
@@ -55,7 +57,7 @@ class Keys:
         if folder.exists() and not folder.is_dir():
             raise BadSetting(f"MLSYS_KEYS: must be a folder, got {folder}")
         self.folder, self._say = folder, say
-        self._private, self._trusted = folder / PRIVATE, folder / TRUSTED
+        self._private, self._trusted, self._secret = folder / PRIVATE, folder / TRUSTED, folder / SECRET
 
     def check_outside(self, home: Path) -> None:
         """Whoever may write, copy or restore the state must not get the key with it; raises BadSetting."""
@@ -111,6 +113,31 @@ class Keys:
                     os.fsync(old.fileno())
             return key
 
+    def secret(self, purpose: str) -> bytes:
+        """32 bytes that this installation alone knows, other ones for every purpose; made when first asked for.
+
+        Raises Damaged when the file they are derived from has not exactly 32 bytes.
+        """
+        try:
+            root = self._read(self._secret)
+        except FileNotFoundError:
+            root = self._first_secret()
+        if len(root) != SECRET_SIZE:
+            raise Damaged(
+                f"{self._secret}: must hold {SECRET_SIZE} bytes, got {len(root)}; restore it, or delete it: "
+                "then a new one is made, and what was made with this one, such as API keys, is worth nothing"
+            )
+        return hashlib.blake2b(purpose.encode(), key=root, digest_size=SECRET_SIZE).digest()
+
+    def _first_secret(self) -> bytes:
+        with self._locked():
+            if self._secret.exists():  # another process was faster
+                return self._read(self._secret)
+            root = secrets.token_bytes(SECRET_SIZE)
+            _write(self._secret, root, 0o600)
+        self._say(f"made the secret of this installation, {self._secret}: keep a copy of it, API keys depend on it")
+        return root
+
     def _first(self) -> Ed25519PrivateKey:
         with self._locked():
             if self._private.exists():  # another process was faster
@@ -134,7 +161,7 @@ class Keys:
         pem = self._read(self._private)
         try:
             private = serialization.load_pem_private_key(pem, password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
+        except (ValueError, TypeError, UnsupportedAlgorithm, InternalError):
             private = None
         if not isinstance(private, Ed25519PrivateKey):
             raise Damaged(f"{self._private}: must hold an Ed25519 private key as PKCS8 PEM; {MENDED}")
@@ -143,7 +170,7 @@ class Keys:
     def _read(self, path: Path) -> bytes:
         with path.open("rb") as file:
             for place in {path, path.parent, self.folder}:
-                secret = place == self._private
+                secret = place in (self._private, self._secret)
                 mode = stat.S_IMODE(place.stat().st_mode)
                 if mode & (0o077 if secret else 0o022):
                     rule = "read or write" if secret else "write"

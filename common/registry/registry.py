@@ -4,21 +4,27 @@ import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, replace
+from math import fsum
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from common.clock import Clock
 from common.data.database import open_database
 from common.data.snapshots import sync
 from common.errors import BadBundle, BadSetting, Conflict, Damaged, GateFailed, NotFound
 from common.registry import audit, bundle
-from common.registry.audit import CHALLENGER, PREVIOUS, Aliases, AuditRow, Head
+from common.registry.audit import CHALLENGER, PREVIOUS, TRAFFIC, Aliases, AuditRow, Head
 from common.registry.gates import CHAMPION, Gate, Verdict
 from common.registry.keys import Keys, Signature
+from common.schema import Record
 
 NAME = 12  # hex digits of a digest that name a version
 PREFIX = 4  # hex digits that may stand for them
@@ -85,12 +91,51 @@ class Version:
     verdicts: tuple[Verdict, ...]
 
 
+class Traffic(Record):
+    """How a system's units are split among versions, by their full names; the champion gets what is left."""
+
+    canary: str | None = None
+    canary_share: float = Field(default=0.0, ge=0, le=1)  # of the units
+    arms: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}  # A/B: version -> share of the units
+    shadow: tuple[str, ...] = ()  # their answers are logged, never returned
+
+    @property
+    def answering(self) -> dict[str, float]:
+        """The share of the units of every version but the champion."""
+        return self.arms if self.canary is None else {self.canary: self.canary_share}
+
+    @field_validator("canary_share")
+    @classmethod
+    def _with_a_canary(cls, share: float, info: ValidationInfo) -> float:
+        if share and info.data.get("canary") is None:
+            raise PydanticCustomError("traffic", "must be 0 without a canary")
+        return share
+
+    @field_validator("arms")
+    @classmethod
+    def _instead_of_a_canary(cls, arms: dict[str, float], info: ValidationInfo) -> dict[str, float]:
+        if arms and info.data.get("canary") is not None:
+            raise PydanticCustomError("traffic", "must be empty beside a canary")
+        if fsum(arms.values()) > 1:
+            raise PydanticCustomError("traffic", "shares must sum to at most 1")
+        return arms
+
+    @field_validator("shadow")
+    @classmethod
+    def _answers_nobody(cls, shadow: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        taken = {info.data.get("canary"), *info.data.get("arms", ())}
+        if len(set(shadow)) < len(shadow) or taken & set(shadow):
+            raise PydanticCustomError("traffic", "must name each version once, and none that is canary or arm")
+        return shadow
+
+
 @dataclass(frozen=True)
 class State:
-    """What the aliases of a system are, and how often one was changed."""
+    """What the aliases and the traffic of a system are, and how often one was changed."""
 
     revision: int
     aliases: Aliases
+    traffic: Traffic = Traffic()
 
 
 class Registry:
@@ -197,8 +242,20 @@ class Registry:
         bundle.verify(folder, version.system, self._keys, version.digest)
         return folder
 
+    @contextmanager
+    def private(self, version: Version) -> Iterator[Path]:
+        """A copy of the folder that nobody else can change between its verification and its loading; raises BadBundle.
+
+        It goes on leaving: a model may keep files of it open, but must not come back for more.
+        """
+        with tempfile.TemporaryDirectory(prefix="mlsys-") as temporary:
+            folder = Path(temporary, version.digest)
+            shutil.copytree(self.path(version), folder, symlinks=True)  # verified first: it may be anything
+            bundle.verify(folder, version.system, self._keys, version.digest)
+            yield folder
+
     def state(self, system: str) -> State:
-        """Aliases and revision of one moment; raises BadBundle for aliases that are not those that were signed."""
+        """All of one moment; raises BadBundle for aliases or a traffic that are not those that were signed."""
         rows = self._db.execute(STATE, (system,))
         revision, *head = rows[0][:5]
         aliases = [row[5:] for row in rows if row[5] is not None]
@@ -210,7 +267,9 @@ class Registry:
             said.verify_signature(self._keys)
             if said.aliases != audit.digest(aliases):
                 raise BadBundle("registry: the aliases are not those that were signed; see mlsys audit verify")
-        return State(revision, {alias: name for of, alias, name in aliases if of == system})
+        mine = {alias: name for of, alias, name in aliases if of == system}
+        traffic = Traffic.parse(mine.pop(TRAFFIC, "{}"))
+        return State(revision, mine, traffic)
 
     def alias(self, system: str, alias: str) -> str | None:
         """The name of the champion, the challenger or the previous champion."""
@@ -219,8 +278,11 @@ class Registry:
     def aliases(self, system: str) -> Aliases:
         return self.state(system).aliases
 
+    def traffic(self, system: str) -> Traffic:
+        return self.state(system).traffic
+
     def revision(self, system: str) -> int:
-        """How often an alias of this system was changed: read it, decide, and pass it on as `expected`."""
+        """How often an alias or the traffic was changed: read it, decide, and pass it on as `expected`."""
         return self.state(system).revision
 
     def promote(
@@ -228,37 +290,32 @@ class Registry:
     ) -> int:
         """Make a version the champion, the champion the previous one, and return the new revision.
 
-        A challenger that is promoted is no longer the challenger. Promoting the champion again changes nothing.
+        A challenger that is promoted is no longer the challenger; a canary, arms and shadows end, whoever they are.
+        Promoting the champion again changes nothing.
         Raises Conflict when an alias was changed since revision `expected`; GateFailed when the version missed a gate,
         or was judged against another champion than there is (its lineage says), and is not forced; BadBundle when its
         files are not what was published.
         """
         version = self.get(system, name)
         self.path(version)
-        failed = [v.message for v in version.verdicts if not v.passed]
-        if failed and not force:
-            raise GateFailed(f"{system} {version.name}: {'; '.join(failed)}")
         with self._changing(system, expected) as state:
             was = state.aliases.get(CHAMPION)
-            against = version.lineage.get(CHAMPION, was)
-            if was not in (None, version.name, against) and not force:
-                judged = f"was judged against {against or 'no champion'}, not {was}"
-                raise GateFailed(f"{system} {version.name}: {judged}; train again, or promote it with --force")
+            forced = _clears(version, was, force)
             if was == version.name:
                 return state.revision
             self._set(system, CHAMPION, version.name)
             self._set(system, PREVIOUS, was)
             if state.aliases.get(CHALLENGER) == version.name:
                 self._set(system, CHALLENGER, None)
-            what = "promote, forced" if failed or was not in (None, against) else "promote"
-            self._record(system, who, what, why, was, version.name)
+            self._set(system, TRAFFIC, None)
+            self._record(system, who, "promote" + forced, why, was, version.name)
             return state.revision + 1
 
     def rollback(self, system: str, *, who: str, why: str, expected: int | None = None) -> int:
         """Make the previous champion the champion again and return the new revision.
 
-        There is then no previous one: rolling back twice must not bring the bad version back. Raises NotFound when
-        there is none, Conflict and BadBundle as `promote` does.
+        There is then no previous one: rolling back twice must not bring the bad version back. The traffic ends as it
+        does when `promote` is called. Raises NotFound when there is none, Conflict and BadBundle as `promote` does.
         """
         with self._changing(system, expected) as state:
             name = state.aliases.get(PREVIOUS)
@@ -267,6 +324,7 @@ class Registry:
             self.path(self.get(system, name))
             self._set(system, CHAMPION, name)
             self._set(system, PREVIOUS, None)
+            self._set(system, TRAFFIC, None)
             self._record(system, who, "rollback", why, state.aliases.get(CHAMPION), name)
             return state.revision + 1
 
@@ -289,8 +347,43 @@ class Registry:
             self._record(system, who, CHALLENGER, why, was, became)
             return state.revision + 1
 
+    def set_traffic(
+        self,
+        system: str,
+        traffic: Traffic,
+        *,
+        who: str,
+        why: str,
+        expected: int | None = None,
+        force: bool = False,
+    ) -> int:
+        """Split the units among versions, and return the new revision; raises as `promote` does.
+
+        A canary and an arm must clear their gates, a shadow need not. Raises NotFound where there is no champion to
+        share with, BadSetting for the champion in another role, BadRecord.
+        """
+        traffic = Traffic.parse(traffic.model_dump_json())  # a copy with changes was never validated
+        versions = {name: self.get(system, name) for name in (*traffic.answering, *traffic.shadow)}
+        for name, version in versions.items():
+            if name != version.name:
+                raise NotFound(f"{system}: traffic names a version in full: {version.name}, got {name!r}")
+            self.path(version)
+        with self._changing(system, expected) as state:
+            champion = state.aliases.get(CHAMPION)
+            if versions and champion is None:
+                raise NotFound(f"{system}: no champion to share the traffic with; promote a version first")
+            if champion in versions:
+                raise BadSetting(f"traffic: must not name the champion, which gets the rest, got {champion}")
+            forced = [_clears(versions[name], champion, force) for name in sorted(traffic.answering)]
+            if traffic == state.traffic:
+                return state.revision
+            was, became = (None if t == Traffic() else _compact(t) for t in (state.traffic, traffic))
+            self._set(system, TRAFFIC, became)
+            self._record(system, who, TRAFFIC + max(forced, default=""), why, was, became)
+            return state.revision + 1
+
     def audit(self, system: str | None = None) -> list[AuditRow]:
-        """Who changed which alias, when, from what to what, and why; from the oldest to the newest."""
+        """Who changed which alias or traffic, when, from what to what, and why; from the oldest to the newest."""
         rows = self._db.execute(
             "SELECT row, system, created, who, what, why, was, became, digest FROM audit ORDER BY row"
         )
@@ -378,6 +471,22 @@ class Registry:
 
     def _rows(self, system: str) -> list[tuple[Any, ...]]:
         return self._db.execute(f"SELECT {VERSION}, signature FROM version WHERE system = ? ORDER BY number", (system,))
+
+
+def _clears(version: Version, champion: str | None, force: bool) -> str:
+    """What the audit trail adds where a version that missed a gate is forced; raises GateFailed where it is not."""
+    missed = [verdict.message for verdict in version.verdicts if not verdict.passed]
+    against = version.lineage.get(CHAMPION, champion)
+    if champion not in (None, version.name, against):
+        judged = f"was judged against {against or 'no champion'}, not {champion}"
+        missed.append(f"{judged}; train again, or take it with --force")
+    if missed and not force:
+        raise GateFailed(f"{version.system} {version.name}: {'; '.join(missed)}")
+    return ", forced" if missed else ""
+
+
+def _compact(traffic: Traffic) -> str:
+    return traffic.model_dump_json(exclude_defaults=True)
 
 
 def _version(row: Sequence[Any]) -> Version:

@@ -233,7 +233,7 @@ def includes_the_far_edge(patch: pytest.MonkeyPatch) -> None:
 
     def longer(self: Any, view: FeatureView) -> None:
         made(self, view)
-        self.length = self.length + 1
+        self.length = [length + 1 for length in self.length]
 
     patch.setattr(state.Plan, "__init__", longer)
 
@@ -249,7 +249,7 @@ def drops_too_early(patch: pytest.MonkeyPatch) -> None:
 
 
 def ignores_the_tile(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(state.Plan, "expiry", lambda self, event_timestamp: event_timestamp + self.length)
+    patch.setattr(state.Plan, "expiry", lambda self, span, event_timestamp: event_timestamp + self.length[span])
 
 
 def applies_a_push_twice(patch: pytest.MonkeyPatch) -> None:
@@ -303,10 +303,50 @@ def test_with_a_tile_the_state_of_a_busy_entity_is_bounded() -> None:
         head = 0
         for i in range(0, events.num_rows, 1_000):
             head = push(s, events.slice(i, 1_000), head)
+        s.flush()
         ((body,),) = s._db.execute("SELECT body FROM state").fetchall()
-    kept = state.unpack(body)
-    assert len(kept.rows) == 0
+    kept = state.Plan(view).unpack(body)
+    assert kept.series == (b"",)
     assert len(kept.cells) // state.CELL.itemsize <= window // tile + 1
+
+
+def test_entities_of_several_columns_are_never_taken_for_one_another() -> None:
+    pairs = [("a", "bc"), ("ab", "c"), ("", "abc"), ("1:a", "bc"), ("a1:", "bc"), ("a", "1:bc")]
+    view = FeatureView(
+        name="v", source=Sale, entity=("shop", "event_id"),
+        aggregations=(Aggregation(name="n", kind="count", window=1),),
+    )  # fmt: skip
+    rows = pa.table({"shop": [a for a, _ in pairs], "event_id": [b for _, b in pairs]})
+    assert len(set(state.Plan(view).keys(state.Entities(rows)))) == len(pairs)
+
+
+@given(st.lists(st.lists(st.integers(0, 50), max_size=8), min_size=1, max_size=6), st.integers(1, 60))
+def test_views_read_together_are_as_each_read_alone(ages: list[list[int]], window: int) -> None:
+    """One reduction serves all views and rows: none may leak into its neighbour."""
+    views = [
+        FeatureView(
+            name=f"v{i}", source=Sale, entity=("shop",),
+            aggregations=tuple(
+                Aggregation(name=kind, kind=kind, column=COLUMNS.get(kind, ("till",))[-1], window=window + i, tile=tile)
+                for kind in KINDS
+            ),
+        )
+        for i, tile in enumerate((0, 0, 7))
+    ]  # fmt: skip
+    plans = [state.Plan(view) for view in views]
+    events = log([sale(shop=str(i), till=age, late=age, gap=1) for i, some in enumerate(ages) for age in some])
+    arrived = state.Arrived(events)
+    names = pa.table({"shop": [str(i) for i in range(len(ages))]})
+    states = []
+    for plan in plans:
+        pushed = plan.push(plan.keys(arrived.entities), arrived, {})
+        states.append([pushed.get(key, plan.empty) for key in plan.keys(state.Entities(names))])
+    as_of = np.arange(len(ages)) + 1_060
+    together = state.Reader(plans).read(states, as_of)
+    for plan, of_view, values in zip(plans, states, together, strict=True):
+        for i, one in enumerate(of_view):
+            alone = state.Reader([plan]).read([[one]], as_of[i : i + 1])[0]
+            np.testing.assert_array_equal(values[i : i + 1], alone)
 
 
 def test_no_requests_get_no_values(stores: Stores) -> None:
@@ -326,7 +366,7 @@ def test_no_requests_get_no_values(stores: Stores) -> None:
 def test_events_that_are_not_in_the_order_of_the_log_are_refused_and_change_nothing(stores: Stores) -> None:
     events = log([sale()] * 3)
     with stores(counting(100)) as s:
-        with pytest.raises(OutOfOrder, match="v: events must be pushed in the order of the log"):
+        with pytest.raises(OutOfOrder, match="position: events must be pushed in the order of the log"):
             s.push({Sale: events.take([1, 0])}, 0, 9)
         assert s.head() == 0
         push(s, events)

@@ -198,3 +198,68 @@ def test_a_key_under_another_keys_name_is_refused(keys: Keys, folder: Path, tmp_
     os.replace(tmp_path / f"others/trusted/{forged.key}.pem", folder / f"trusted/{signature.key}.pem")
     with pytest.raises(Damaged, match="must hold the Ed25519 public key that it is named by"):
         keys.verify(b"this", Signature(signature.key, forged.value))
+
+
+def test_each_purpose_has_a_secret_of_its_own_which_stays(keys: Keys, folder: Path) -> None:
+    found = [keys.secret(purpose) for purpose in ("api keys", "api key", "", "unit")]
+    assert [len(secret) for secret in found] == [32] * 4
+    assert len({*found, (folder / "secret").read_bytes()}) == 5
+    assert Keys(folder).secret("api keys") == found[0]
+    keys.rotate()
+    assert keys.secret("api keys") == found[0]
+
+
+def test_another_installation_has_another_secret(keys: Keys, tmp_path: Path) -> None:
+    assert keys.secret("api keys") != Keys(tmp_path / "others").secret("api keys")
+
+
+def test_the_secret_is_made_when_first_asked_for_and_said_in_one_line(folder: Path) -> None:
+    said: list[str] = []
+    keys = Keys(folder, said.append)
+    keys.sign(b"")
+    said.clear()
+    assert not (folder / "secret").exists()
+    assert keys.secret("a") == keys.secret("a") != keys.secret("b")
+    assert said == [f"made the secret of this installation, {folder}/secret: keep a copy of it, API keys depend on it"]
+    assert sorted(path.name for path in folder.iterdir()) == ["secret", "signing.pem", "trusted"]
+
+
+def test_only_the_owner_may_read_the_secret(keys: Keys, folder: Path) -> None:
+    secret = keys.secret("a")
+    assert (folder / "secret").stat().st_mode & 0o777 == 0o600
+    for place, mode in (("secret", 0o640), ("secret", 0o604), ("secret", 0o620), (".", 0o770), (".", 0o702)):
+        before = (folder / place).stat().st_mode
+        (folder / place).chmod(mode)
+        with pytest.raises(BadSetting, match=f"nobody but its owner may .* its mode is {mode:04o}"):
+            keys.secret("a")
+        (folder / place).chmod(before)
+    assert keys.secret("a") == secret
+
+
+@pytest.mark.parametrize("size", [0, 31, 33, 10_000])
+def test_a_secret_of_another_length_is_damaged_and_not_replaced(keys: Keys, folder: Path, size: int) -> None:
+    keys.secret("a")
+    (folder / "secret").write_bytes(b"s" * size)
+    with pytest.raises(Damaged, match=r"secret: must hold 32 bytes, got \d+; restore it, or delete it") as caught:
+        keys.secret("a")
+    assert "sss" not in str(caught.value)
+    assert (folder / "secret").read_bytes() == b"s" * size
+
+
+def test_processes_that_make_the_secret_at_once_end_with_one(folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from common.registry.keys import Keys; sys.stdin.read(1);"
+        "print(Keys(Path(sys.argv[1])).secret('x').hex())"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    running = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("x")
+        process.stdin.flush()
+    assert {process.communicate(timeout=60)[0] for process in running} == {f"{Keys(folder).secret('x').hex()}\n"}
+
+
+def test_threads_that_make_the_secret_at_once_end_with_one(folder: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(lambda _: Keys(folder).secret("x"), range(32)))) == 1

@@ -2,27 +2,35 @@
 
 import random
 import shutil
+import signal
 import socket
 import sqlite3
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from common.clock import SimulatedClock
 from common.data.log import EventLog
 from common.errors import BadDefinition, BadSetting, Conflict, MissingExtra, Stale, Unavailable
 from common.features import online, reference
 from common.features.online import OnlineStore, catch_up, open_store
+from common.features.online import sqlite as file
 from common.features.online.sqlite import SqliteStore
 from common.features.view import Aggregation, FeatureView
-from common.schema import Event
+from common.schema import Event, logged_table
 from tests.servers import REDIS_URL, private_redis, redis_names
 
 
@@ -87,6 +95,12 @@ def push(store: OnlineStore, log: EventLog, after: int, until: int) -> None:
     store.push(logged(log, after, until), after, until)
 
 
+def share(store: OnlineStore) -> None:
+    """Others see what it pushed."""
+    if isinstance(store, SqliteStore):
+        store.flush()
+
+
 SHOPS = pa.table({"shop": list("abcdefghz")})
 
 
@@ -108,6 +122,17 @@ def knows(store: OnlineStore, log: EventLog, views: Sequence[FeatureView] = VIEW
 
 def read(store: OnlineStore, at_least: int = 0) -> online.Reading:
     return store.read(SHOPS, np.full(SHOPS.num_rows, 10_000), at_least)
+
+
+def is_exact(reading: online.Reading, log: EventLog) -> bool:
+    """Whether the values are those of the events through each view's head, and of no others."""
+    found = []
+    for v, head, values in zip(VIEWS, reading.heads, reading.values, strict=True):
+        now = pa.array([10_000] * SHOPS.num_rows, pa.int64())
+        rows = asked(log, head).set_column(1, "created_timestamp", now)
+        wanted = reference.compute(v, log.read(v.source, 0, head), rows)
+        found.append(np.allclose(values, wanted, rtol=1e-9, equal_nan=True))
+    return all(found)
 
 
 def test_a_store_catches_up_from_the_log_in_spans(
@@ -149,7 +174,7 @@ def test_what_lies_behind_the_end_of_a_push_waits_for_the_next_one(opener: Opene
     store = opener()
     store.push(logged(log, 0, 20), 0, 11)
     assert store.head() == 11
-    assert max(p.max() for p in read(store).positions) == 11
+    assert read(store).heads == (11, 11)
     push(store, log, 11, 20)
     assert knows(store, log)
 
@@ -205,6 +230,7 @@ def test_workers_that_share_a_store_end_in_the_same_features(opener: Opener, log
                 gaps += 1
         push(one, log, start, start + 5)
         push(other, log, start, start + 10)
+        share(other)
         assert read(one, at_least=start + 10).head == start + 10
     assert gaps > 3
     assert all(knows(worker, log) for worker in workers)
@@ -236,6 +262,47 @@ def test_workers_that_push_at_the_same_time_lose_nothing(opener: Opener, log: Ev
     assert all(knows(worker, log) for worker in workers)
 
 
+def test_while_others_push_a_reading_is_exactly_of_its_heads(
+    opener: Opener, log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file, "LAG", 0.001)
+    write(log, 300)
+    parts = [logged(log, at, at + 1) for at in range(300)]
+    store, other, ahead = opener(), opener(), opener([view(Sale)])  # one view may be ahead of the other
+
+    def work() -> None:
+        for at, part in enumerate(parts):
+            for one in (ahead, other):
+                with suppress(Conflict):
+                    one.push(part, at, at + 1)
+                share(one)
+
+    pushing, readings, interval = threading.Thread(target=work), [], sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # s; threads that take turns rarely would hardly meet
+    try:
+        pushing.start()
+        while pushing.is_alive():
+            readings.append(read(store))
+        pushing.join()
+    finally:
+        sys.setswitchinterval(interval)
+    readings.append(read(store))
+    assert readings[-1].heads == (300, 300)
+    assert len({reading.heads for reading in readings}) > 20
+    assert all(is_exact(reading, log) for reading in readings)
+
+
+def test_what_was_just_logged_is_the_table_that_the_log_gives_back(log: EventLog) -> None:
+    events = [Sale(event_id=str(i), event_timestamp=7 * i, shop="é\x1f", amount=i / 3) for i in range(4)]
+    other = [Visit(event_id=f"v{i}", event_timestamp=i, shop="b") for i in range(3)]
+    places = log.append([*events[:2], *other, *events[2:]])
+    sold = logged_table(Sale, events, [*places[:2], *places[5:]])
+    assert sold.schema.equals(log.read(Sale).schema, check_metadata=True)
+    assert sold.equals(log.read(Sale))
+    assert logged_table(Visit, other, places[2:5]).equals(log.read(Visit))
+    assert logged_table(Visit, [], []).equals(log.read(Visit, 7))
+
+
 def test_a_cleared_store_forgets_other_definitions_too_and_is_made_again(opener: Opener, log: EventLog) -> None:
     write(log, 20)
     store, other = opener(), opener([view(Sale, window=5)])
@@ -259,6 +326,7 @@ def test_a_worker_that_knows_a_store_from_before_it_was_cleared_writes_nothing_o
     with EventLog(tmp_path / "another" / "log.db", SimulatedClock(0), KINDS) as erased:
         write(erased, 20, seed=1)
         catch_up(other, erased)
+        share(other)
         write(erased, 10, seed=2)
         push(mine, erased, 20, 30)
         assert knows(mine, erased)
@@ -373,6 +441,7 @@ def test_sound_halves_of_different_moments_do_not_pass_for_one(log: EventLog, tm
     path = tmp_path / "online.db"
     store = SqliteStore(path, VIEWS)
     push(store, log, 0, 200)
+    store.flush()
     with closing(sqlite3.connect(path)) as db:
         before = db.execute("SELECT checksum, body, key FROM state LIMIT 1").fetchall()
     push(store, log, 200, 300)
@@ -414,23 +483,329 @@ def test_who_still_has_a_removed_file_open_goes_on_and_harms_no_one(log: EventLo
         assert is_sound_or_said(path, log) == "whole"
 
 
-def test_a_file_that_cannot_be_written_is_unavailable_and_keeps_what_it_had(log: EventLog, tmp_path: Path) -> None:
+def heads_in(path: Path) -> dict[str, int]:
+    """By view, what another process would find."""
+    with closing(sqlite3.connect(path)) as db:
+        return {view.partition("@")[0]: head.position for view, head in file._heads(db).items()}
+
+
+def write_large(log: EventLog) -> None:
+    start = log.head().position
+    said = [{"event_id": str(i), "event_timestamp": 1_000 + i, "shop": f"{i}" * 4_000} for i in range(start, start + 9)]
+    log.append([Sale(**one, amount=1.0) for one in said], [1_000 + start + i for i in range(9)])
+
+
+def fill_disk(store: SqliteStore, full: bool = True) -> None:
+    store._writer.execute(f"PRAGMA max_page_count = {1 if full else 10**6}")
+
+
+def test_what_cannot_be_written_is_kept_and_written_later(log: EventLog, tmp_path: Path) -> None:
+    write(log, 10)
+    path = tmp_path / "online.db"
+    with closing(SqliteStore(path, VIEWS)) as store:
+        catch_up(store, log)
+        store.flush()
+        write_large(log)
+        catch_up(store, log)
+        write(log, 10)
+        fill_disk(store)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="full"):
+                store.flush()
+            assert heads_in(path) == {"Sale": 10, "Visit": 10}
+        push(store, log, 19, 29)
+        assert knows(store, log)
+        fill_disk(store, full=False)
+        store.flush()
+        assert heads_in(path) == {"Sale": 29, "Visit": 29}
+        with closing(SqliteStore(path, VIEWS)) as other:
+            assert knows(other, log)
+        write_large(log)
+        catch_up(store, log)
+        fill_disk(store)
+        store.close()
+    assert is_sound_or_said(path, log) == "older"
+    with pytest.raises(Unavailable, match="online.db"):
+        SqliteStore(path / "online.db", VIEWS)
+
+
+def test_what_waits_to_be_written_is_bounded(log: EventLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "online.db"
+    with closing(SqliteStore(path, VIEWS)) as store:
+        monkeypatch.setattr(file, "KNOWN", 5)
+        write_large(log)
+        fill_disk(store)
+        with pytest.raises(Unavailable, match="full"):  # it has room for these, but says that they wait
+            catch_up(store, log)
+        write(log, 5)
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="full"):
+                catch_up(store, log)
+            assert store.head() == 9
+        fill_disk(store, full=False)
+        catch_up(store, log)
+        assert knows(store, log)
+        assert heads_in(path)["Sale"] >= 9
+
+
+def test_what_waits_is_written_by_itself_and_at_the_end(
+    log: EventLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(log, 20)
+    path = tmp_path / "online.db"
+    monkeypatch.setattr(file, "LAG", 0.001)
+    with closing(SqliteStore(path, VIEWS)) as store:
+        push(store, log, 0, 10)
+        for _ in range(10_000):
+            if heads_in(path):
+                break
+            time.sleep(0.001)
+        assert heads_in(path) == {"Sale": 10, "Visit": 10}
+    monkeypatch.setattr(file, "LAG", 1_000.0)
+    with closing(SqliteStore(path, VIEWS)) as store:
+        push(store, log, 10, 20)
+        assert heads_in(path) == {"Sale": 10, "Visit": 10}
+    assert is_sound_or_said(path, log) == "whole"
+
+
+def test_a_process_killed_before_it_wrote_leaves_an_older_store_that_says_so(log: EventLog, tmp_path: Path) -> None:
+    write(log, 60)
+    path = tmp_path / "online.db"
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from common.clock import SimulatedClock\n"
+        "from common.features.online import sqlite\n"
+        "from tests.common.test_online import KINDS, VIEWS, EventLog, push\n"
+        "sqlite.LAG = 1_000.0\n"
+        "log = EventLog(Path(sys.argv[1]), SimulatedClock(0), KINDS)\n"
+        "store = sqlite.SqliteStore(Path(sys.argv[2]), VIEWS)\n"
+        "push(store, log, 0, 40)\n"
+        "store.flush()\n"
+        "push(store, log, 40, 60)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "log" / "log.db"), str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert heads_in(path) == {"Sale": 40, "Visit": 40}
+    assert is_sound_or_said(path, log) == "older"
+
+
+def test_what_waited_when_the_store_was_cleared_is_never_written(log: EventLog, tmp_path: Path) -> None:
+    write(log, 20)
+    path = tmp_path / "online.db"
+    with EventLog(tmp_path / "another" / "log.db", SimulatedClock(0), KINDS) as erased:
+        write(erased, 20, seed=1)
+        for start, again in ((0, 0), (5, 0), (0, 10), (5, 10), (0, 20), (0, 0)):
+            with closing(SqliteStore(path, VIEWS)) as late, closing(SqliteStore(path, VIEWS)) as other:
+                catch_up(other, log)
+                other.clear()
+                late.head()
+                push(late, log, 0, start)
+                late.flush()
+                push(late, log, start, 20)
+                other.clear()
+                push(other, erased, 0, again)
+                other.flush()
+                late.flush()
+                assert late.head() == other.head() == again
+                assert max(heads_in(path).values(), default=0) == again
+                catch_up(late, erased)
+                assert knows(late, erased)
+
+
+def test_a_file_that_somebody_emptied_is_not_filled_with_what_came_later(log: EventLog, tmp_path: Path) -> None:
     write(log, 20)
     path = tmp_path / "online.db"
     with closing(SqliteStore(path, VIEWS)) as store:
         push(store, log, 0, 10)
-        store._db.execute("PRAGMA max_page_count = 1")  # the disk is full
-        more = {kind: log.read(kind, 10, 20) for kind in KINDS}
-        new = [f"shop{i}" * 400 for i in range(more[Sale].num_rows)]
-        more[Sale] = more[Sale].set_column(more[Sale].column_names.index("shop"), "shop", pa.array(new))
-        with pytest.raises(Unavailable, match="full"):
-            store.push(more, 10, 20)
-        assert store.head() == 10
-        store._db.execute("PRAGMA max_page_count = 1000000")
+        store.flush()
+        push(store, log, 10, 20)
+        with closing(sqlite3.connect(path)) as db, db:
+            db.execute("DELETE FROM state")
+            db.execute("DELETE FROM head")
+        store.flush()
+        assert heads_in(path) == {}
+        assert store.head() == 0
         catch_up(store, log)
         assert knows(store, log)
-    with pytest.raises(Unavailable, match="online.db"):
-        SqliteStore(path / "online.db", VIEWS)
+
+
+def test_who_writes_late_writes_nothing_over_what_is_newer(log: EventLog, tmp_path: Path) -> None:
+    write(log, 30)
+    path = tmp_path / "online.db"
+    with (
+        closing(SqliteStore(path, VIEWS)) as late,
+        closing(SqliteStore(path, VIEWS)) as other,
+        closing(SqliteStore(path, VIEWS[:1])) as sales,
+    ):
+        push(late, log, 0, 10)
+        push(other, log, 0, 20)
+        push(sales, log, 0, 25)
+        for store, wanted in (
+            (sales, {"Sale": 25}),
+            (other, {"Sale": 25, "Visit": 20}),
+            (late, {"Sale": 25, "Visit": 20}),
+        ):
+            store.flush()
+            assert heads_in(path) == wanted
+            assert store is sales or is_exact(read(store), log)
+        assert read(late).heads == (25, 20)
+        catch_up(late, log)
+        late.flush()
+    assert is_sound_or_said(path, log) == "whole"
+
+
+def test_a_read_that_fails_midway_learns_nothing(
+    log: EventLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(log, 20)
+    filled(tmp_path / "online.db", log)
+    with closing(SqliteStore(tmp_path / "online.db", VIEWS)) as store:
+        store.head()
+        with monkeypatch.context() as patch:
+            patch.setattr(file, "_whole", no_memory)
+            with pytest.raises(MemoryError):
+                read(store)
+        assert knows(store, log)
+
+
+def no_memory(*_: object) -> bytes:
+    raise MemoryError
+
+
+LOGS, LENGTH = 2, 40
+
+
+class Workers(RuleBasedStateMachine):
+    """Three on one file, the last of only one view: whatever they do, a reading is exactly of the heads it names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(file, "LAG", 1_000.0)
+        self.stack = ExitStack()
+        folder = Path(self.stack.enter_context(TemporaryDirectory()))
+        self.path, self.which = folder / "online.db", 0
+        self.logs = [
+            self.stack.enter_context(EventLog(folder / f"{i}" / "log.db", SimulatedClock(0), KINDS))
+            for i in range(LOGS)
+        ]
+        for i, one in enumerate(self.logs):
+            write(one, LENGTH, seed=i)
+        self.stores = [self.opened(i) for i in range(3)]
+
+    def opened(self, i: int) -> SqliteStore:
+        return SqliteStore(self.path, VIEWS[:1] if i == 2 else VIEWS)
+
+    @property
+    def log(self) -> EventLog:
+        return self.logs[self.which]
+
+    @rule(i=st.integers(0, 2), n=st.integers(1, 12), back=st.integers(0, 6))
+    def push(self, i: int, n: int, back: int) -> None:
+        after = self.stores[i].head()
+        push(self.stores[i], self.log, max(0, after - back), min(after + n, LENGTH))
+        assert self.stores[i].head() >= min(after + n, LENGTH)
+
+    @rule(i=st.integers(0, 2), after=st.integers(0, LENGTH), n=st.integers(1, 12))
+    def push_what_it_may_not(self, i: int, after: int, n: int) -> None:
+        with suppress(Stale):
+            push(self.stores[i], self.log, after, min(after + n, LENGTH))
+
+    @rule(i=st.integers(0, 2), shops=st.lists(st.sampled_from("abcdefghz"), min_size=1))
+    def read(self, i: int, shops: list[str]) -> None:
+        got = self.stores[i].read(pa.table({"shop": shops}), np.full(len(shops), 10_000))
+        for v, head, values in zip(VIEWS, got.heads, got.values, strict=False):
+            wanted = self.wanted(self.which, v, head)
+            np.testing.assert_allclose(values, [wanted[shop] for shop in shops], rtol=1e-9)
+
+    def wanted(self, which: int, v: FeatureView, head: int) -> dict[str, Any]:
+        if (which, v.name, head) not in WANTED:
+            now = pa.array([10_000] * SHOPS.num_rows, pa.int64())
+            rows = asked(self.log, head).set_column(1, "created_timestamp", now)
+            values = reference.compute(v, self.log.read(v.source, 0, head), rows)
+            WANTED[which, v.name, head] = dict(zip("abcdefghz", values, strict=True))
+        return WANTED[which, v.name, head]
+
+    @rule(i=st.integers(0, 2))
+    def flush(self, i: int) -> None:
+        before = heads_in(self.path)
+        self.stores[i].flush()
+        after = heads_in(self.path)
+        assert all(after[name] >= head for name, head in before.items())
+        self.stores[i].head()  # it hears of what the others wrote
+        assert all(after.get(view.plan.view.name, 0) == view.head for view in self.stores[i]._views)
+        self.is_whole()
+
+    @rule(i=st.integers(0, 2))
+    def fail_to_flush(self, i: int) -> None:
+        self.stores[i]._writer.execute("PRAGMA query_only = ON")
+        with suppress(Unavailable):
+            self.stores[i].flush()
+        self.stores[i]._writer.execute("PRAGMA query_only = OFF")
+
+    @rule(i=st.integers(0, 2))
+    def forget_what_can_be_read_again(self, i: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(file, "KNOWN", -1_000)
+            self.stores[i]._trim()
+
+    @rule(i=st.integers(0, 2), which=st.integers(0, LOGS - 1))
+    def clear(self, i: int, which: int) -> None:
+        self.stores[i].clear()
+        self.which = which
+        assert self.stores[i].head() == 0
+
+    @rule(i=st.integers(0, 2), kills=st.booleans())
+    def restart(self, i: int, kills: bool) -> None:
+        if kills:
+            kill(self.stores[i])
+        self.stores[i].close()
+        self.stores[i] = self.opened(i)
+        assert self.stores[i].notes == []
+
+    def teardown(self) -> None:
+        for store, views in zip(self.stores, (VIEWS, VIEWS, VIEWS[:1]), strict=True):
+            catch_up(store, self.log)
+            assert knows(store, self.log, views)
+            store.close()
+        self.is_whole()
+        self.stack.close()
+        self.patch.undo()
+
+    def is_whole(self) -> None:
+        file._sound(self.path).close()
+
+
+def kill(store: SqliteStore) -> None:
+    """It writes nothing more."""
+    store._closed.set()
+    store._behind.join()
+
+
+WANTED: dict[tuple[int, str, int], dict[str, Any]] = {}
+TestWorkers = Workers.TestCase
+TestWorkers.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+def test_a_reading_is_of_one_moment_whatever_is_pushed_between_its_statements(log: EventLog, tmp_path: Path) -> None:
+    write(log, 100)
+    path, at, seen = tmp_path / "online.db", [0], []
+    with closing(SqliteStore(path, VIEWS)) as store, closing(SqliteStore(path, VIEWS)) as other:
+
+        def push_one(statement: str) -> None:
+            seen.append(statement)
+            push(other, log, at[0], at[0] + 2)  # one event of each view
+            other.flush()
+            at[0] += 2
+
+        store._db.set_trace_callback(push_one)
+        readings = [read(store) for _ in range(5)]
+        store._db.set_trace_callback(None)
+    assert any(statement.startswith("SELECT key, checksum, body FROM state") for statement in seen)
+    assert len({reading.heads for reading in readings}) == 5
+    assert all(is_exact(reading, log) for reading in readings)
 
 
 # In Redis
@@ -575,8 +950,7 @@ def test_a_redis_without_room_takes_nothing_of_a_push(server: Any, log: EventLog
         store._redis.config_set("maxmemory", "1")
         with pytest.raises(Unavailable, match="maxmemory"):
             push(store, log, 20, 40)
-        assert read(store).head == 20
-        assert max(p.max() for p in read(store).positions) == 20
+        assert read(store).heads == (20, 20)
         store._redis.config_set("maxmemory", "0")
         push(store, log, 20, 40)
         assert knows(store, log)

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from common.clock import SimulatedClock
 from common.data.database import open_database
-from common.errors import BadBundle, BadSetting, Conflict, Damaged, GateFailed, NotFound
+from common.errors import BadBundle, BadRecord, BadSetting, Conflict, Damaged, GateFailed, NotFound
 from common.registry import bundle
 from common.registry.gates import Gate, Verdict
 from common.registry.keys import Keys
-from common.registry.registry import Registry, State, Version
+from common.registry.registry import Registry, State, Traffic, Version
 
 GATE = Gate("auc", 0.8, better="higher")
 PASSED, FAILED = GATE.check({"auc": 0.9}, {}), GATE.check({"auc": 0.7}, {})
@@ -335,6 +335,200 @@ def test_a_challenger_is_named_dropped_and_no_longer_one_when_promoted(
         registry.set_alias("search", "champion", a, **SAID)
 
 
+@pytest.fixture
+def split(registry: Registry, versions: list[Version]) -> Traffic:
+    """A tenth of the units go to b, and the answers of c, which missed its gate, are logged."""
+    a, b, c = (version.name for version in versions)
+    registry.promote("search", a, **SAID)
+    traffic = Traffic(canary=b, canary_share=0.1, shadow=(c,))
+    assert registry.set_traffic("search", traffic, **SAID, expected=1) == 2
+    return traffic
+
+
+def test_a_traffic_is_part_of_the_state_and_of_the_trail(
+    registry: Registry, opened: Opened, versions: list[Version], split: Traffic
+) -> None:
+    a, b, c = (version.name for version in versions)
+    assert registry.state("search") == State(2, {"champion": a}, split)
+    assert registry.traffic("search") == split
+    assert registry.traffic("fraud") == Traffic()
+    more = Traffic(canary=b, canary_share=0.3)
+    assert registry.set_traffic("search", more, who="bob", why="it does well") == 3
+    assert registry.set_traffic("search", more, **SAID) == 3
+    assert registry.set_traffic("search", Traffic(), **SAID) == 4
+    texts = [f'{{"canary":"{b}","canary_share":0.1,"shadow":["{c}"]}}', f'{{"canary":"{b}","canary_share":0.3}}']
+    assert [(row.what, row.was, row.became) for row in registry.audit()][1:] == [
+        ("traffic", None, texts[0]),
+        ("traffic", texts[0], texts[1]),
+        ("traffic", texts[1], None),
+    ]
+    assert (registry.audit()[2].who, registry.audit()[2].why) == ("bob", "it does well")
+    with opened() as again:
+        assert again.state("search") == State(4, {"champion": a}, Traffic())
+        again.verify_audit()
+
+
+def test_a_traffic_decided_on_an_old_revision_is_a_conflict(
+    registry: Registry, versions: list[Version], split: Traffic
+) -> None:
+    with pytest.raises(Conflict, match="search: aliases were at revision 1 and are now at 2; look again"):
+        registry.set_traffic("search", Traffic(), **SAID, expected=1)
+    with pytest.raises(Conflict):
+        registry.promote("search", versions[1].name, **SAID, expected=1)
+    assert registry.traffic("search") == split
+
+
+def test_of_those_who_set_a_traffic_on_one_revision_one_wins(
+    registry: Registry, opened: Opened, versions: list[Version], split: Traffic
+) -> None:
+    b = versions[1].name
+
+    def decide(i: int) -> bool:
+        with opened() as mine:
+            try:
+                mine.set_traffic("search", Traffic(canary=b, canary_share=i / 10), **SAID, expected=2)
+            except Conflict:
+                return False
+            return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(decide, range(2, 10))) == 1
+    assert registry.revision("search") == 3
+    registry.verify_audit()
+
+
+@pytest.mark.parametrize("change", ["promote the canary", "promote another", "roll back"])
+def test_with_another_champion_a_split_ends_in_the_same_moment(
+    registry: Registry, versions: list[Version], change: str
+) -> None:
+    a, b, c = (version.name for version in versions)
+    registry.promote("search", a, **SAID)
+    registry.promote("search", c, **SAID, force=True)
+    registry.set_traffic("search", Traffic(canary=b, canary_share=0.5, shadow=(a,)), **SAID)
+    if change == "roll back":
+        assert registry.rollback("search", **SAID) == 4
+        assert registry.state("search") == State(4, {"champion": a})
+    else:
+        name = b if change == "promote the canary" else a
+        assert registry.promote("search", name, **SAID) == 4
+        assert registry.state("search") == State(4, {"champion": name, "previous": c})
+    registry.verify_audit()
+    other = Traffic(canary=c, canary_share=0.5)
+    registry.set_traffic("search", other, **SAID, force=True)
+    registry.verify_audit()
+
+
+def test_a_challenger_may_come_and_go_beside_a_split(
+    registry: Registry, versions: list[Version], split: Traffic
+) -> None:
+    registry.set_alias("search", "challenger", versions[1].name, **SAID)
+    registry.promote("search", versions[0].name, **SAID)  # the champion again
+    assert registry.traffic("search") == split
+    registry.verify_audit()
+
+
+def test_a_canary_and_an_arm_must_clear_their_gates_and_a_shadow_need_not(
+    registry: Registry, versions: list[Version]
+) -> None:
+    a, b, c = (version.name for version in versions)
+    registry.promote("search", a, **SAID)
+    missed = (Traffic(canary=c, canary_share=0.01), Traffic(arms={b: 0.5, c: 0.1}))
+    for traffic in missed:
+        with pytest.raises(GateFailed, match=f"search {c}: auc: must be >= 0.8, got 0.7"):
+            registry.set_traffic("search", traffic, **SAID)
+    registry.set_traffic("search", Traffic(shadow=(c,)), **SAID)
+    for traffic in missed:
+        registry.set_traffic("search", traffic, **SAID, force=True)
+    registry.set_traffic("search", Traffic(arms={b: 0.5}), **SAID, force=True)
+    assert [row.what for row in registry.audit()][1:] == ["traffic", "traffic, forced", "traffic, forced", "traffic"]
+    registry.verify_audit()
+
+
+def test_a_canary_that_was_judged_against_another_champion_has_not_cleared_its_gates(
+    registry: Registry, home: Path
+) -> None:
+    a, b = (registry.publish("search", folder(home, n), {}, {"champion": None}, [PASSED]).name for n in ("a", "b"))
+    registry.promote("search", a, **SAID)
+    with pytest.raises(GateFailed, match=f"search {b}: was judged against no champion, not {a}; train again"):
+        registry.set_traffic("search", Traffic(canary=b, canary_share=0.1), **SAID)
+    registry.set_traffic("search", Traffic(shadow=(b,)), **SAID)
+
+
+def test_a_split_names_versions_that_are_there_whole_and_not_the_champion(
+    registry: Registry, home: Path, versions: list[Version]
+) -> None:
+    a, b, _ = (version.name for version in versions)
+    with pytest.raises(NotFound, match="search: no champion to share the traffic with; promote a version first"):
+        registry.set_traffic("search", Traffic(shadow=(b,)), **SAID)
+    registry.promote("search", a, **SAID)
+    with pytest.raises(BadSetting, match=f"traffic: must not name the champion, which gets the rest, got {a}"):
+        registry.set_traffic("search", Traffic(arms={a: 0.5}), **SAID)
+    with pytest.raises(NotFound, match=f"search: traffic names a version in full: {b}, got '{b[:6]}'"):
+        registry.set_traffic("search", Traffic(canary=b[:6]), **SAID)
+    with pytest.raises(NotFound, match="search: no version 'ffffffffffff'"):
+        registry.set_traffic("search", Traffic(shadow=("ffffffffffff",)), **SAID)
+    with pytest.raises(BadRecord, match="canary_share: input should be less than or equal to 1, got '1.2'"):
+        registry.set_traffic("search", Traffic(canary=b).model_copy(update={"canary_share": 1.2}), **SAID)
+    spoil(home, versions[1])
+    for traffic in (Traffic(canary=b), Traffic(arms={b: 0.1}), Traffic(shadow=(b,))):
+        with pytest.raises(BadBundle, match=r"trees\.txt: SHA-256 must be"):
+            registry.set_traffic("search", traffic, **SAID, force=True)
+    assert registry.state("search") == State(1, {"champion": a})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE alias SET name = replace(name, '0.1', '0.9') WHERE alias = 'traffic'",
+        "DELETE FROM alias WHERE alias = 'traffic'",
+        "UPDATE alias SET system = 'fraud' WHERE alias = 'traffic'",
+        "UPDATE alias SET name = '{' WHERE alias = 'traffic'",
+        "INSERT INTO alias (system, alias, name) VALUES ('fraud', 'traffic', '{}')",
+    ],
+)
+def test_a_split_that_was_changed_past_the_registry_is_neither_read_nor_built_upon(
+    registry: Registry, versions: list[Version], split: Traffic, tamper: Tamper, change: str
+) -> None:
+    tamper(change)
+    for use in (
+        lambda: registry.traffic("search"),
+        lambda: registry.alias("fraud", "champion"),
+        lambda: registry.set_traffic("search", Traffic(), **SAID),
+        lambda: registry.rollback("search", **SAID),
+    ):
+        with pytest.raises(BadBundle, match="the aliases are not those that were signed"):
+            use()
+    with pytest.raises(BadBundle, match="traffic: is .* by the audit trail, but the registry says"):
+        registry.verify_audit()
+
+
+def test_a_split_of_an_older_time_does_not_fit_the_head_of_now(
+    registry: Registry, versions: list[Version], split: Traffic, tamper: Tamper
+) -> None:
+    old = registry.audit()[-1].became
+    registry.set_traffic("search", Traffic(), **SAID)
+    tamper(f"INSERT INTO alias (system, alias, name) VALUES ('search', 'traffic', '{old}')")
+    with pytest.raises(BadBundle, match="the aliases are not those that were signed"):
+        registry.state("search")
+
+
+def test_a_private_copy_is_whole_and_what_is_changed_later_does_not_reach_it(
+    registry: Registry, home: Path, versions: list[Version]
+) -> None:
+    with registry.private(versions[0]) as copy:
+        spoil(home, versions[0])
+        assert (copy / "trees.txt").read_text() == "tree\na\n"
+        assert (copy / "deep/settings.json").read_text() == "{}"
+        assert not copy.is_relative_to(home)
+    assert not copy.parent.exists()
+    with pytest.raises(BadBundle, match=r"trees\.txt: SHA-256 must be"):
+        with registry.private(versions[0]):
+            pytest.fail("a spoilt version was handed out")
+    with pytest.raises(BadBundle, match="its digest must begin so"):
+        with registry.private(replace(versions[0], digest=versions[1].digest)):
+            pytest.fail("another version was handed out")
+
+
 EDITED = "is not what was recorded"
 TAMPERING: dict[str, tuple[str, str]] = {
     "edited": ("UPDATE audit SET who = 'nobody' WHERE row = 2", f"audit row 2: {EDITED}"),
@@ -612,6 +806,8 @@ def test_a_spoilt_version_is_never_live_and_the_live_one_goes_on(
     SPOILT[how](home / "bundles" / versions[0].digest)
     for use in (
         lambda: registry.path(versions[0]),
+        lambda: registry.private(versions[0]).__enter__(),
+        lambda: registry.set_traffic("search", Traffic(canary=versions[0].name), **SAID),
         lambda: registry.rollback("search", **SAID),
         lambda: registry.promote("search", a, **SAID),
         lambda: registry.set_alias("search", "challenger", a, **SAID),

@@ -50,6 +50,8 @@ class SqliteStorage:
             sealed = first and self._is_sealed()
             self._db = Sqlite(path, TABLES, synchronous="NORMAL")
             stack.callback(self._db.close)
+            self._reader = Sqlite(path, "")
+            stack.callback(self._reader.close)
             self._db.execute(NEWEST)  # now there is a WAL
             self._wal = opened(Path(f"{path}-wal"), os.O_RDONLY)
             if first:
@@ -67,7 +69,7 @@ class SqliteStorage:
 
     def was_replaced(self) -> bool:
         """Whether there is another file in its place: a backup that was restored."""
-        return self._path.exists() and not self._db.is_there()
+        return not self._db.is_there() and self._path.exists()
 
     def execute(self, statement: str, values: Values = ()) -> Found:
         return self._db.execute(statement, values)
@@ -98,6 +100,10 @@ class SqliteStorage:
                 return found
         raise Damaged(f"{self._mark_name}: is not what was written; open the log again to have it mended")
 
+    def look(self, statement: str, values: Values) -> Found:
+        """As `execute`, over a connection that no writer waits for."""
+        return self._reader.execute(statement, values)
+
     def stream(self, statement: str, values: Values, size: int) -> Iterator[Found]:
         """Found rows in parts, over a connection of its own: a long read holds up no append."""
         try:
@@ -119,6 +125,7 @@ class SqliteStorage:
 
     def close(self) -> None:
         fcntl.flock(self._mark, fcntl.LOCK_EX)
+        self._reader.close()
         self._db.close()
         if self._is_alone() and not Path(f"{self._path}-wal").exists() and not self._has_failed():
             os.pwrite(self._mark, self._seal(), MARK.size)

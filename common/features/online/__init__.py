@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from common.data.log import EventLog
 from common.errors import BadDefinition, MissingExtra, Stale
-from common.features.state import Arrived, Plan, State
+from common.features.state import Arrived, Plan
 from common.features.view import Array, FeatureView, Times
 from common.schema import Event
 
@@ -27,11 +25,15 @@ END = 2**62  # the head of a store without views: it misses nothing
 
 @dataclass(frozen=True)
 class Reading:
-    """What the store knew: per view a block of values, and the log position that each row of it includes."""
+    """What the store knew: per view a block of values, which are exactly those of the log through its head."""
 
     values: list[Array]  # (n, n_aggregations) each
-    positions: list[NDArray[np.int64]]  # (n,) each; 0: nothing yet
-    head: int  # every event through this log position is in the values, for some views later ones as well
+    heads: tuple[int, ...]  # of each view: the events through this log position are in its values, and no others
+
+    @property
+    def head(self) -> int:
+        """Every event through this log position is in the values, for some views later ones as well."""
+        return min(self.heads, default=END)
 
 
 class OnlineStore(Protocol):
@@ -39,6 +41,7 @@ class OnlineStore(Protocol):
 
     kinds: frozenset[type[Event]]  # the sources of its views
     notes: Sequence[str]  # what was found damaged, and removed
+    is_remote: bool  # a call may hang, as the network does
 
     def head(self) -> int:
         """The log position through which all events are in the states; 0: none, or they were lost."""
@@ -111,23 +114,14 @@ def arrivals(plans: Sequence[Plan], logged: Mapping[type[Event], pa.Table], unti
             raise BadDefinition(f"logged: must have a table of every source of the views, got none of {kind.__name__}")
         events = arrived.get(kind)
         if events is None:
-            events = Arrived.of(logged[kind])
+            events = Arrived(logged[kind])
             if events.position and events.position[-1] > until:
-                events = Arrived.of(events.table.filter(pc.less_equal(events.table["position"], until)))
+                events = Arrived(events.table.filter(pc.less_equal(events.table["position"], until)))
             arrived[kind] = events
-        out.append(Arrivals(plan, plan.keys(events.table), events))
+        out.append(Arrivals(plan, plan.keys(events.entities), events))
     return out
 
 
 def require(head: int, at_least: int) -> None:
     if head < at_least:
         raise Stale(f"head of the online features: must be >= {at_least}, got {head}: catch up from the log")
-
-
-def reading(plans: Sequence[Plan], states: Sequence[Sequence[State]], as_of: Times, head: int) -> Reading:
-    """From the states of each view's rows."""
-    return Reading(
-        [plan.read(of_view, as_of) for plan, of_view in zip(plans, states, strict=True)],
-        [np.array([state.position for state in of_view], np.int64) for of_view in states],
-        head,
-    )

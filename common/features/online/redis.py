@@ -16,8 +16,8 @@ from redis.exceptions import AuthenticationError, ConnectionError, RedisError
 from redis.retry import Retry
 
 from common.errors import BadSetting, Conflict, Damaged, Stale, Unavailable
-from common.features.online import END, Arrivals, Reading, arrivals, reading, require
-from common.features.state import EMPTY, Plan, State, checksum, pack, unpack
+from common.features.online import END, Arrivals, Reading, arrivals, require
+from common.features.state import Entities, Plan, Reader, State, checksum
 from common.features.view import FeatureView, Times, ints
 from common.schema import Event
 
@@ -61,11 +61,13 @@ class RedisStore:
     """
 
     notes: Sequence[str] = ()
+    is_remote = True
 
     def __init__(self, url: str, name: str, views: Sequence[FeatureView]) -> None:
         """Raises BadSetting for an url or a server that cannot be used, Unavailable for one that does not answer."""
         self.kinds = frozenset(view.source for view in views)
         self._plans = [Plan(view) for view in views]
+        self._reader = Reader(self._plans)
         self._prefix = f"mlsys:{name}:"
         self._names = [self._prefix + plan.prefix for plan in self._plans]
         retry = Retry(NoBackoff(), 1, (ConnectionError,))  # a server that was restarted has closed what we had open
@@ -89,16 +91,17 @@ class RedisStore:
         return self._head(self._fetch([[] for _ in self._plans])[0])
 
     def read(self, rows: pa.Table, as_of: Times, at_least: int = 0) -> Reading:
-        keys = [plan.keys(rows) for plan in self._plans]
+        entities = Entities(rows)
+        keys = [plan.keys(entities) for plan in self._plans]
         heads, states = self._fetch([list(dict.fromkeys(of_view)) for of_view in keys])
         if self._lock.acquire(blocking=False):  # a push under way need not be waited for
             self._remember(heads, states)
             self._trim()
             self._lock.release()
-        head = self._head(heads)
-        require(head, at_least)
+        positions = tuple(_life(head)[0] for head in heads)
+        require(min(positions, default=END), at_least)
         asked = [[found[key] for key in of_view] for of_view, found in zip(keys, states, strict=True)]
-        return reading(self._plans, asked, as_of, head)
+        return Reading(self._reader.read(asked, as_of), positions)
 
     def push(self, logged: Mapping[type[Event], pa.Table], after: int, until: int) -> None:
         """More than fits into one command goes in parts: each is there as a whole, with its head, or not at all."""
@@ -125,10 +128,12 @@ class RedisStore:
                 pipeline.hmget(name, [FIELD, *_fields(plan, of_view)])
             found = pipeline.execute()
         states = []
-        for name, of_view, (head, *packed) in zip(self._names, keys, found, strict=True):
+        for name, plan, of_view, (head, *packed) in zip(self._names, self._plans, keys, found, strict=True):
             try:
                 _life(head)
-                states.append({key: _unseal(key, p) if p else EMPTY for key, p in zip(of_view, packed, strict=True)})
+                states.append(
+                    {k: _unseal(plan, k, p) if p else plan.empty for k, p in zip(of_view, packed, strict=True)}
+                )
             except Damaged as error:
                 with self._guarded():
                     self._redis.unlink(name)
@@ -152,7 +157,7 @@ class RedisStore:
             part
             for plan, of_view in zip(self._plans, changed, strict=True)
             for field, (key, state) in zip(_fields(plan, of_view), of_view.items(), strict=True)
-            for part in (field, _seal(key, state))
+            for part in (field, _seal(plan, key, state))
         ]
         with self._guarded():
             done = self._script(self._names, [*self._heads, *heads, *(2 * len(c) for c in changed), *states])
@@ -228,17 +233,17 @@ def _life(head: bytes | None) -> tuple[int, bytes]:
     return int(position), bytes(life)
 
 
-def _seal(key: str, state: State) -> bytes:
-    body = pack(state)
+def _seal(plan: Plan, key: str, state: State) -> bytes:
+    body = plan.pack(state)
     return SEAL.pack(checksum(key, body)) + body
 
 
-def _unseal(key: str, sealed: bytes) -> State:
+def _unseal(plan: Plan, key: str, sealed: bytes) -> State:
     """Raises Damaged for what was not sealed under this key."""
     body = sealed[SEAL.size :]
     if len(sealed) < SEAL.size or SEAL.unpack_from(sealed)[0] != checksum(key, body):
         raise Damaged(f"{key!r}: its checksum must be that of its bytes")
-    return unpack(body)
+    return plan.unpack(body)
 
 
 def _between(events: pa.Table, after: int, until: int) -> pa.Table:
