@@ -18,7 +18,7 @@ setup: $(READY)
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[fraud,postgres,redis,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[fraud,postgres,redis,tracing,dev]'
 	@touch $@
 
 demo: fraud
@@ -36,6 +36,7 @@ check: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
+	$(BIN)/python -m benchmarks.serving throughput others
 	$(BIN)/python -m benchmarks.features
 	$(BIN)/python -m benchmarks.world
 	$(BIN)/python -m benchmarks.log
@@ -43,6 +44,8 @@ bench: $(READY)
 	else echo "MLSYS_DATA_DIR is not set: the public benchmark is left out, see README.md"; fi
 
 bench-full: bench
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.trust
 	$(BIN)/python -m benchmarks.fraud
 	$(BIN)/mlsys run fraud --preset full --tune 0
@@ -56,6 +59,8 @@ results: $(READY)
 	$(BIN)/python -m benchmarks.features --json > docs/results/features.json
 	$(BIN)/python -m benchmarks.trust --json > docs/results/trust.json
 	$(BIN)/python -m benchmarks.fraud --json > docs/results/fraud.json
+	$(BIN)/python -m benchmarks.serving --json > docs/results/serving.json
+	$(BIN)/python -m benchmarks.faults > docs/results/faults.json
 	$(BIN)/python -m benchmarks.document
 
 # What was tested, as constraints: run after a change of pyproject.toml, then make test.

@@ -5,7 +5,7 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import optuna
@@ -18,6 +18,10 @@ from common.errors import MissingExtra, NotFound
 from common.features.view import Array, FeatureView, OnDemand, Times
 from common.registry.gates import Gate
 from common.schema import Event, Record
+
+# What ids of answers end with, behind that of the request: nobody outside can take one, their ids hold no \x1f
+ANSWERED, SHADOWED = "\x1fanswer", "\x1fshadow\x1f"
+LONGER = 250  # characters of such an id
 
 
 class Answer(Record):
@@ -32,6 +36,8 @@ A = TypeVar("A", bound=Answer)
 P_co = TypeVar("P_co", covariant=True)
 Q_contra = TypeVar("Q_contra", bound=Event, contravariant=True)
 A_contra = TypeVar("A_contra", bound=Answer, contravariant=True)
+
+Role: TypeAlias = Literal["champion", "canary", "arm", "pinned", "previous", "rule"]  # in which a version answers
 
 Params: TypeAlias = Mapping[str, float | int | str]
 
@@ -70,15 +76,28 @@ class Arrival(NamedTuple):
 
 
 class Answered(Event):
-    """What the platform logs beside each request, at the same time."""
+    """What the platform logs beside each request, at the same time; its own time is that of which the features are."""
 
+    event_id: str = Field(min_length=1, max_length=LONGER)
     request_id: str
     version: str  # of the model, or the name of the rule that answered
-    degraded: str | None  # why the answer is less than it could be
-    propensity: float = Field(gt=0, le=1)
+    role: Role
+    share: float = Field(gt=0, le=1)  # of the units that routing gives to this version
+    degraded: str | None  # the rung of the ladder that answered, and why
+    propensity: float = Field(gt=0, le=1)  # of the action, given the version
     hidden: bool  # the answer means that no outcome will be seen
     answer: str  # JSON
     features: tuple[float | None, ...]  # what the model saw, row by row; None: not known
+    positions: tuple[int, ...]  # of the log: each view's values are of the events up to it; one stands for all views
+
+
+class Shadowed(Event):
+    """What another version would have answered to the same request, from the same features. Nobody was told."""
+
+    event_id: str = Field(min_length=1, max_length=LONGER)
+    request_id: str
+    version: str
+    answer: str  # JSON
 
 
 class World(Protocol[Q_contra, A_contra]):
@@ -188,7 +207,7 @@ class System(Generic[Q, P, A]):
     summary: str
     request: type[Q]
     answer: type[A]
-    events: tuple[type[Event], ...]  # all that its log may hold; the request is one of them
+    events: tuple[type[Event], ...]  # what it hears of; the request is one of them
     views: tuple[FeatureView, ...]
     on_demand: tuple[OnDemand, ...]
     world: Callable[[int, str | None], World[Q, A]]  # seed, drift ("kind@day")
@@ -204,16 +223,23 @@ class System(Generic[Q, P, A]):
     fit: Callable[[Examples[Q], Params], Model[Q, P]]
     load: Callable[[Path], Model[Q, P]]
     score: Callable[[P], float]  # the number of a prediction that drift is watched on
-    decide: Callable[[Q, P], A]
-    degraded: tuple[Callable[[Q], A], ...]  # from the best to the one that cannot fail
+    decide: Callable[[Q, P, float], A]  # the last is a draw from [0, 1) that nobody can foresee, the same for a retry
+    degraded: tuple[Callable[[Q, float], A], ...]  # from the best to the one that cannot fail
     unit: Callable[[Q], str]  # whom a canary is sticky by
     redact: Callable[[Q], Q]
     evaluate: Callable[[Model[Q, P], Examples[Q]], Report]
     gates: tuple[Gate, ...]
     monitors: tuple[Monitor, ...]
     routes: tuple[Route, ...]
+    examples: tuple[Event, ...]  # one of each kind, the request first: for whoever calls, and to warm a model up
+    reuse: int = 0  # us that a prediction may be used again for an equal request with equal features; 0: never
     layout: Layout = ()  # of the user's own data; (): takes none
     benchmark: Callable[[Path | None], BenchmarkResult]  # MLSYS_DATA_DIR
+
+    @property
+    def logged(self) -> tuple[type[Event], ...]:
+        """All that its log may hold."""
+        return (*self.events, Answered, Shadowed)
 
 
 AnySystem: TypeAlias = System[Any, Any, Any]

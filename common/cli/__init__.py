@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common.cli import making, state, trust, versions
+from common.cli import access, making, serving, state, trust, versions
 from common.cli.desk import Desk, Document
 from common.clock import SECOND, stopwatch
 from common.errors import BadSetting, PlatformError
+from common.serving.auth import SCOPES
 from common.settings import Settings
 from common.system import names
 
@@ -27,9 +28,13 @@ EXAMPLES = """examples:
   mlsys versions {system}                what was published, what is live
   mlsys promote {system} 4f0c1a          make a version live, if it cleared its gates
   mlsys rollback {system}                make the version before it live again
+  mlsys traffic {system} --canary 4f0c --share 0.1   a tenth of the units to another version
   mlsys audit verify                  whether the audit trail is what was recorded
   mlsys backup DIR                    a copy of the state, while others write; mlsys restore DIR
   mlsys rebuild {system}                 make again what is derived from the log
+  mlsys serve {system} --workers 2       answer over HTTP
+  mlsys parity {system}                  whether the service saw the features that training computes
+  mlsys keys create shop --scope score   an API key for whoever may ask; mlsys keys list, mlsys keys revoke ID
   mlsys benchmark {system}               a public data set, beside the published numbers
 
 State lies under MLSYS_HOME (default .mlsys), public data under MLSYS_DATA_DIR.
@@ -44,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings()
         arguments = parser(names(settings.systems)).parse_args(argv)
         document = arguments.run(Desk(settings, arguments), arguments)
-        if arguments.json:
+        if arguments.json and document:
             said = {**document, "seconds": round((stopwatch() - start) / SECOND, 3)}
             print(json.dumps(_without_nan(said), indent=2), flush=True)
     except BadSetting as error:
@@ -104,13 +109,18 @@ def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[Desk, argparse.Namespace], Document], summary: str, example: str) -> _Parser:
-        sub: _Parser = commands.add_parser(
-            name, help=summary, description=summary, epilog=f"example:\n  mlsys {name} {example}", **style
-        )
+    def command(
+        name: str,
+        run: Callable[[Desk, argparse.Namespace], Document],
+        summary: str,
+        example: str,
+        under: Any = commands,
+    ) -> _Parser:
+        sub: _Parser = under.add_parser(name, help=summary, description=summary, **style)
+        sub.epilog = f"example:\n  {sub.prog} {example}"
         sub.set_defaults(run=run)
         sub.add_argument("--json", action="store_true", help="one JSON document on stdout")
-        if name not in ("list", "audit", "rotate-key", "backup", "restore"):
+        if under is commands and name not in ("list", "audit", "rotate-key", "backup", "restore", "serve"):
             sub.add_argument("system", choices=systems, metavar="SYSTEM", help=f"one of {', '.join(systems)}")
         return sub
 
@@ -137,6 +147,18 @@ def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="although it missed a gate; the audit trail says so")
     sub = command("rollback", versions.rollback, "make the version before it live again", system)
     sub.add_argument("--why", help="for the audit trail")
+    sub = command(
+        "traffic", versions.traffic, "who answers beside the live version", f"{system} --canary 4f0c --share 0.1"
+    )
+    sub.add_argument("--canary", metavar="VERSION", help="a version to try; what is given here is all that is set")
+    sub.add_argument("--share", type=float, metavar="S", help="of the units, 0 to 1, for the canary")
+    sub.add_argument(
+        "--arm", type=versions.arm, action="append", default=[], metavar="VERSION=S", help="of an A/B test"
+    )
+    sub.add_argument("--shadow", action="append", default=[], metavar="VERSION", help="logged, never returned")
+    sub.add_argument("--reset", action="store_true", help="all to the live version")
+    sub.add_argument("--why", help="for the audit trail")
+    sub.add_argument("--force", action="store_true", help="although one missed a gate; the audit trail says so")
     sub = command("audit", trust.audit, "whether the audit trail is what was recorded", "verify")
     sub.add_argument("action", choices=("verify",), metavar="verify", help="every row, the signed head, the aliases")
     known = "the last row that an earlier call showed: notices that an older registry was put in its place"
@@ -147,7 +169,26 @@ def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
     ):
         sub = command(name, run, summary, "DIR")
         sub.add_argument("folder", type=_folder, metavar="DIR", help="of the backup")
+    command("parity", state.parity, "whether the service saw the features that training computes", system)
     command("rebuild", state.rebuild, "make again what is derived from the log", system)
     command("rotate-key", trust.rotate, "sign with a new key from now on", "--json")
+    sub = command("serve", serving.serve, "answer over HTTP, until SIGTERM; SIGHUP restarts its workers", system)
+    sub.add_argument("systems", nargs="+", choices=systems, metavar="SYSTEM", help=f"of {', '.join(systems)}")
+    sub.add_argument("--preset", choices=("small", "full"), default="small", help="how large a world (default small)")
+    sub.add_argument("--host", default="127.0.0.1", help="the address to listen on (default 127.0.0.1)")
+    sub.add_argument("--port", type=serving.port, default="8000", help="0: any that is free (default 8000)")
+    sub.add_argument("--workers", type=serving.workers, default="1", metavar="N", help="processes (default 1)")
+    keys = commands.add_parser("keys", help="who may ask over HTTP", **style)
+    key_commands = keys.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    sub = command("create", access.create, "an API key, shown once", access.EXAMPLE, key_commands)
+    sub.add_argument("name", metavar="NAME", help="whose it is, for people: 1 to 100 printable characters")
+    sub.add_argument(
+        "--scope", action="append", choices=SCOPES, required=True, help="what it allows, and nothing else; repeat it"
+    )
+    sub.add_argument("--expires", type=access.lifetime, default="90d", help="such as 12h, 90d or never (default 90d)")
+    sub.add_argument("--rate", help="such as 500/second or 20/5minutes, per worker (default: as it is served)")
+    command("list", access.keys, "all API keys, without what is secret of them", "--json", key_commands)
+    sub = command("revoke", access.revoke, "an API key is refused from now on, for good", "3f09c2d417ab", key_commands)
+    sub.add_argument("id", type=access.identity, metavar="ID", help="12 hex digits, as mlsys keys list shows them")
     command("benchmark", versions.benchmark, "the public data set, beside the published numbers", system)
     return parser

@@ -21,7 +21,7 @@ from common.progress import Progress
 from common.registry.keys import Keys
 from common.registry.registry import Registry
 from common.settings import Settings
-from common.system import Answered, AnySystem, find
+from common.system import AnySystem, find
 
 Document: TypeAlias = Mapping[str, Any]
 WIDTH = 160  # columns, where stdout is no terminal
@@ -52,7 +52,7 @@ class Desk:
     def log(self, system: AnySystem) -> EventLog:
         """What a system has heard and said, here, for good; the caller closes it."""
         path = self.settings.home / system.name / "log.db"
-        log = EventLog(path, self.clock, (*system.events, Answered), url=self.settings.database_url)
+        log = EventLog(path, self.clock, system.logged, url=self.settings.database_url)
         for note in log.notes:
             self.progress.say(f"  {note}")
         return log

@@ -18,12 +18,13 @@ from common.data.log import EventLog
 from common.errors import BadSetting
 from common.features.online import open_store
 from common.lifecycle import training
+from common.lifecycle.parity import parity
 from common.lifecycle.simulation import ByRule, ByService, live
-from common.lifecycle.training import Trained, online_offline_gap, take
+from common.lifecycle.training import Trained
 from common.registry.registry import Registry
 from common.schema import choices
-from common.serving.service import Service
-from common.system import Answer, Answered, AnySystem, World
+from common.serving.service import Service, fixed
+from common.system import Answer, AnySystem, World
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def _world(desk: Desk, system: AnySystem, seed: int) -> Iterator[Simulation]:
     desk.settings.home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=desk.settings.home, prefix="world-") as folder:
         clock = SimulatedClock(system.history[0])
-        with EventLog(Path(folder) / "log.db", clock, (*system.events, Answered)) as log:
+        with EventLog(Path(folder) / "log.db", clock, system.logged) as log:
             world = system.world(seed, None)
             rule = ByRule(system.degraded[-1])
             for _ in live(system, world, log, rule, system.history, batch=1_000, progress=desk.progress):
@@ -154,11 +155,11 @@ def _serve_a_day(desk: Desk, system: AnySystem, simulated: Simulation, registry:
     with closing(open_store(desk.settings.redis_url, path, of_this_log, system.views)) as store, ExitStack() as end:
         end.callback(store.clear)
         with desk.progress.step("online features from the log"):
-            by_model = ByService(Service(system, model, name, store), log)
+            by_model = ByService(Service(system, fixed(name, model), store), log)
         day = (system.history[1], system.history[1] + DAY)
         batches = live(system, simulated.world, log, by_model, day, batch=1, progress=desk.progress)
         said = [answered for batch in batches for answered in batch]
-    gap = online_offline_gap(system, take(system, log, desk.snapshots), name)
+    gap = parity(system, log, {name: model}).gap
     counts = _show_answers(desk, system, said)
     desk.out.print(f"   Online and offline features differ by at most {gap:.1e}, relative to their size.")
     return {

@@ -1,10 +1,13 @@
-"""The commands that keep the state safe: backup, restore, rebuild."""
+"""The commands that keep the state safe, and show that it is: backup, restore, rebuild, parity."""
 
 import argparse
 from contextlib import closing
+from dataclasses import asdict
 
 from common.cli.desk import Desk, Document
+from common.errors import Damaged
 from common.lifecycle import backup as copies
+from common.lifecycle import parity as comparing
 from common.lifecycle import rebuilding
 from common.system import names
 
@@ -48,3 +51,18 @@ def rebuild(desk: Desk, arguments: argparse.Namespace) -> Document:
     desk.out.print(f"online features: made again, in {found.seconds:.1f} s")
     desk.out.print(f"snapshots: {found.kept} there, {found.made} made again, {found.elsewhere} of other logs, not here")
     return {"system": system.name, **found._asdict()}
+
+
+def parity(desk: Desk, arguments: argparse.Namespace) -> Document:
+    system = desk.system(arguments)
+    with desk.log(system) as log, desk.registry() as registry, desk.progress.step("features, made again offline"):
+        found = comparing.parity(system, log, comparing.models(system, registry))
+    for reason, n in found.left_out.items():
+        desk.out.print(f"left out: {n:,} answers: {reason}")
+    for example in found.examples:
+        desk.out.print(example, markup=False, soft_wrap=True)
+    said = f"{found.values:,} values of {found.answers:,} answers"
+    if not found.holds:
+        raise Damaged(f"{system.name}: {found.differing:,} of {said} are not what they should be, by up to {found.gap}")
+    desk.out.print(f"{system.name}: {said} are those that training computes; they differ by at most {found.gap:.1e}")
+    return {"system": system.name, **asdict(found)}

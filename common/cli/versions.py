@@ -1,15 +1,18 @@
-"""The commands that look at versions and move them: list, trials, versions, promote, rollback, benchmark."""
+"""The commands that look at versions and move them: list, trials, versions, promote, rollback, traffic, benchmark."""
 
 import argparse
+import json
 import resource
 from dataclasses import asdict
+from math import fsum
 
 from rich.table import Table
 
 from common.cli.desk import Desk, Document, number, time, who
+from common.errors import BadRecord, BadSetting
 from common.lifecycle import training
 from common.registry.gates import CHAMPION
-from common.registry.registry import Registry
+from common.registry.registry import Registry, Traffic
 from common.system import names
 
 
@@ -97,6 +100,55 @@ def _champion(desk: Desk, registry: Registry, system: str, revision: int) -> Doc
     champion = registry.alias(system, CHAMPION)
     desk.out.print(f"{system}: champion is {champion}")
     return {"system": system, "champion": champion, "revision": revision}
+
+
+def traffic(desk: Desk, arguments: argparse.Namespace) -> Document:
+    system = arguments.system
+    with desk.registry() as registry:
+        asked = _traffic(registry, arguments)
+        if asked is not None:
+            why = arguments.why or "set by hand"
+            registry.set_traffic(system, asked, who=who(), why=why, force=arguments.force)
+        state = registry.state(system)
+    champion, traffic = state.aliases.get(CHAMPION), state.traffic
+    table = Table("version", "is", "share of units")
+    if champion is not None:
+        table.add_row(champion, CHAMPION, f"{1 - fsum(traffic.answering.values()):.4g}")
+    for name, share in traffic.answering.items():
+        table.add_row(name, "arm" if traffic.arms else "canary", f"{share:.4g}")
+    for name in traffic.shadow:
+        table.add_row(name, "shadow", "answers nobody")
+    desk.out.print(table)
+    return {"system": system, "revision": state.revision, "champion": champion, "traffic": traffic.model_dump()}
+
+
+def _traffic(registry: Registry, arguments: argparse.Namespace) -> Traffic | None:
+    """What was asked for, as a whole; None where nothing was."""
+    named = [name for name, _ in arguments.arm] + arguments.shadow + [arguments.canary] * (arguments.canary is not None)
+    if arguments.reset and named:
+        raise BadSetting(f"--reset: must stand alone, got {named[0]} too")
+    if (arguments.canary is None) != (arguments.share is None):
+        raise BadSetting("--canary and --share: must be given together")
+    if not named:
+        return Traffic() if arguments.reset else None
+    full = {name: registry.get(arguments.system, name).name for name in named}
+    if len(set(full.values())) < len(named):
+        raise BadSetting(f"traffic: must name each version once, got {', '.join(named)}")
+    row = {"arms": {full[name]: share for name, share in arguments.arm}, "shadow": [full[n] for n in arguments.shadow]}
+    if arguments.canary is not None:
+        row |= {"canary": full[arguments.canary], "canary_share": arguments.share}
+    try:
+        return Traffic.parse(json.dumps(row))
+    except BadRecord as error:
+        raise BadSetting(f"traffic: {error}") from None
+
+
+def arm(text: str) -> tuple[str, float]:
+    name, _, share = text.partition("=")
+    try:
+        return name, float(share)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be VERSION=SHARE, such as 4f0c1a=0.5, got {text[:40]!r}") from None
 
 
 def benchmark(desk: Desk, arguments: argparse.Namespace) -> Document:

@@ -3,7 +3,7 @@
 A backup is a folder in one format, whatever the backends: the logs and the registry as SQLite files, bundles,
 snapshots and trials as they are, and a list of them all with their digests, which is written last. So it also leads
 from the embedded backends to PostgreSQL, and back. Online features are not in it: they are made again from the log.
-Keys are not in it either: whoever has both can sign.
+Keys are not in it either, neither those that sign nor those that callers have: whoever has both can sign or ask.
 """
 
 import hashlib
@@ -197,7 +197,7 @@ def _others(home: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(home):
         at = Path(parent).relative_to(home).parts
         folders[:] = sorted(name for name in folders if not name.startswith("." if at else (".", "world-")))
-        databases = ("registry.",) if not at else ("log.", "online.")
+        databases = ("registry.", "access.") if not at else ("log.", "online.")
         for name in sorted(files):
             if at[:1] in [(folder,) for folder in KEPT] or not name.startswith(databases):
                 path = Path(parent, name)

@@ -1,6 +1,5 @@
 """A world lives, somebody answers, the log remembers."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -8,19 +7,17 @@ import numpy as np
 
 from common.clock import HOUR
 from common.data.log import EventLog
-from common.errors import Stale
 from common.features.online import catch_up
 from common.features.view import Times
 from common.progress import Progress
 from common.schema import Event
-from common.serving.service import AnyService, Reply
-from common.system import Answer, Answered, AnySystem, Arrival, World
+from common.serving.routing import uniform
+from common.serving.service import LUCK, NOTHING, RULE, AnyService, Reply, remember
+from common.system import Answer, AnySystem, Arrival, World
 
 
 class Answers(Protocol):
     """Whoever answers, and is told of what happened."""
-
-    version: str
 
     def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Reply[Any]]: ...
     def heard(self, after: int, until: int) -> None:
@@ -30,40 +27,28 @@ class Answers(Protocol):
 class ByRule:
     """What answers before there is a model."""
 
-    version = "rule"
-
-    def __init__(self, rule: Callable[[Any], Answer]) -> None:
+    def __init__(self, rule: Callable[[Any, float], Answer]) -> None:
         self._rule = rule
 
     def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Reply[Any]]:
-        return [Reply(self._rule(request), np.empty((0, 0)), None) for request in requests]
+        answers = [self._rule(request, uniform(b"", LUCK, request.event_id)) for request in requests]
+        return [Reply(answer, RULE, "rule", 1.0, None, NOTHING, ()) for answer in answers]
 
     def heard(self, after: int, until: int) -> None:
         pass
 
 
 class ByService:
-    """A version and its online features, which keep up with the log."""
+    """The live versions and their online features, which keep up with the log."""
 
     def __init__(self, service: AnyService, log: EventLog) -> None:
-        self._service, self._log, self.version = service, log, service.version
-        self._head = catch_up(service.store, log)
+        self._service, self._log = service, log
 
     def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Reply[Any]]:
-        try:
-            return self._service.answer(requests, as_of, self._head)
-        except Stale:
-            self._head = catch_up(self._service.store, self._log)
-            return self._service.answer(requests, as_of, self._head)
+        return self._service.answer(requests, as_of, catch_up(self._service.store, self._log))
 
     def heard(self, after: int, until: int) -> None:
-        try:
-            self._service.push(
-                {kind: self._log.read(kind, after, until) for kind in self._service.store.kinds}, after, until
-            )
-            self._head = until
-        except Stale:
-            self._head = catch_up(self._service.store, self._log)
+        catch_up(self._service.store, self._log)
 
 
 def live(
@@ -92,7 +77,7 @@ def live(
             for at, event in part:
                 events.append((at, system.redact(event) if isinstance(event, system.request) else event))
                 if reply := reply_to.get(event.event_id):
-                    events.append((at, remember(system, event, reply, answers.version, at)))
+                    events.append((at, remember(system, event, reply, at)))
             after = log.head().position
             log.append([event for _, event in events], [at for at, _ in events])
             answers.heard(after, log.head().position)
@@ -112,18 +97,3 @@ def _batches(system: AnySystem, arrivals: Sequence[Arrival], batch: int) -> Iter
         part.append(arrival)
     if part:
         yield part
-
-
-def remember(system: AnySystem, request: Event, reply: Reply[Any], version: str, at: int) -> Answered:
-    """The answer as an event."""
-    return Answered(
-        event_id=f"{request.event_id}.answer",
-        event_timestamp=at,
-        request_id=request.event_id,
-        version=version,
-        degraded=reply.degraded,
-        propensity=reply.answer.propensity,
-        hidden=system.hides(reply.answer),
-        answer=reply.answer.model_dump_json(),
-        features=tuple(value if math.isfinite(value) else None for value in reply.features.ravel().tolist()),
-    )

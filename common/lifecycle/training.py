@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import optuna
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -304,23 +303,6 @@ def trials(path: Path) -> list[dict[str, Any]]:
         for study in optuna.get_all_study_summaries(storage, include_best_trial=False)
         for t in optuna.load_study(study_name=study.study_name, storage=storage).trials
     ]
-
-
-def online_offline_gap(system: AnySystem, snapshot: Snapshot, version: str) -> float:
-    """The largest difference, relative to its size, between a feature that this version logged and the same feature
-    computed offline; infinite where one is known and the other is not."""
-    said = snapshot.of(Answered)
-    said = said.filter(pc.equal(said["version"], version))
-    if not said.num_rows:
-        return 0.0
-    known = examples(system, snapshot)
-    place = {event_id: i for i, event_id in enumerate(snapshot.of(system.request)["event_id"].to_pylist())}
-    rows = [place[request] for request in said["request_id"].to_pylist()]
-    wanted = np.where(np.isfinite(known.x[rows]), known.x[rows], np.nan)
-    seen = numbers(pc.list_flatten(said["features"])).reshape(wanted.shape)
-    if (np.isnan(seen) != np.isnan(wanted)).any():
-        return float("inf")
-    return float(np.nanmax(np.abs(seen - wanted) / np.maximum(1, np.abs(wanted))))
 
 
 def _code_revision() -> str:

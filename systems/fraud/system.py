@@ -8,7 +8,7 @@ from common.system import Presets, System
 from systems.fraud import evaluation, model, serving
 from systems.fraud.benchmark import benchmark
 from systems.fraud.config import FULL, SMALL, Config
-from systems.fraud.data import LAYOUT, Decision, Outcome, Payment, world
+from systems.fraud.data import EXAMPLES, LAYOUT, Decision, Outcome, Payment, world
 from systems.fraud.features import ON_DEMAND, VIEWS
 from systems.fraud.model import Scored
 from systems.fraud.monitoring import MONITORS
@@ -34,7 +34,7 @@ def build(config: Config) -> System[Payment, Scored, Decision]:
         params=model.start(config),
         objective="average_precision",
         fit=partial(model.fit, config),
-        load=model.load,
+        load=partial(model.load, config),
         score=lambda scored: scored.probability,
         decide=partial(serving.decide, config),
         degraded=(partial(serving.rule, config),),
@@ -44,6 +44,7 @@ def build(config: Config) -> System[Payment, Scored, Decision]:
         gates=evaluation.gates(config),
         monitors=MONITORS,
         routes=(),
+        examples=EXAMPLES,
         layout=LAYOUT,
         benchmark=benchmark,
     )

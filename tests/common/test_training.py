@@ -19,8 +19,8 @@ from common.lifecycle import simulation, training
 from common.lifecycle.training import Snapshot, trials
 from common.progress import Progress
 from common.schema import Event, Logged, arrow_schema
-from common.serving.service import Reply
-from common.system import Answer, Answered, AnySystem, Arrival, Outcome, find, names
+from common.serving.service import NOTHING, Reply
+from common.system import ANSWERED, Answer, Answered, AnySystem, Arrival, Outcome, find, names
 
 
 class Visit(Event):
@@ -53,8 +53,9 @@ def visit(name: str, at: int) -> dict[str, Any]:
 
 def answered(name: str, hidden: bool = False, propensity: float = 1.0) -> dict[str, Any]:
     return {
-        "event_id": f"{name}.answer", "event_timestamp": 0, "request_id": name, "version": "v", "degraded": None,
-        "propensity": propensity, "hidden": hidden, "answer": "{}", "features": [],
+        "event_id": f"{name}{ANSWERED}", "event_timestamp": 0, "request_id": name, "version": "v", "role": "champion",
+        "share": 1.0, "degraded": None, "propensity": propensity, "hidden": hidden, "answer": "{}", "features": [],
+        "positions": [],
         "position": 1, "created_timestamp": 0,
     }  # fmt: skip
 
@@ -137,7 +138,7 @@ class Witness:
 
     def answer(self, requests: Sequence[Any], as_of: Any) -> Sequence[Reply[Any]]:
         self.heard_before += [self._heard] * len(requests)
-        return [Reply(Answer(), np.empty((0, 0)), None) for _ in requests]
+        return [Reply(Answer(), "v", "champion", 1.0, None, NOTHING, ()) for _ in requests]
 
     def heard(self, after: int, until: int) -> None:
         self._heard = until

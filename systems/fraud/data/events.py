@@ -40,6 +40,20 @@ class Outcome(Event):
     source: Literal["chargeback", "inspection"]
 
 
+EXAMPLES = (
+    Payment(
+        event_id="payment-1", event_timestamp=1_767_225_600_000_000, card_id="card-1", device_id="device-1",
+        merchant_id="merchant-1", terminal_id="terminal-1", category="groceries", channel="terminal", amount=24.9,
+        x_km=3.2, y_km=-1.5, card_age_days=412.0,
+    ),
+    Outcome(
+        event_id="payment-1.chargeback", event_timestamp=1_767_225_600_000_000, payment_id="payment-1",
+        card_id="card-1", device_id="device-1", merchant_id="merchant-1", terminal_id="terminal-1", amount=24.9,
+        fraud=True, source="chargeback",
+    ),
+)  # fmt: skip
+
+
 class Decision(Answer):
     """What the service does about a payment, and why."""
 

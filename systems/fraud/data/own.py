@@ -8,7 +8,7 @@ from pydantic import Field
 
 from common.data.folder import Layout, UserTable
 from common.schema import Record, arrow_schema
-from common.system import Answered
+from common.system import ANSWERED, Answered
 from systems.fraud.data.events import Outcome, Payment
 
 
@@ -46,17 +46,25 @@ def decisions(made: pa.Table, payments: pa.Table) -> pa.Table:
     """As the platform logs an answer: nobody hears what would have become of a blocked payment."""
     n = made.num_rows
     columns = {
-        "event_id": pc.binary_join_element_wise(made["payment_id"], "answer", "."),
+        "event_id": pc.binary_join_element_wise(made["payment_id"], ANSWERED, ""),
         "event_timestamp": payments["event_timestamp"],
         "request_id": made["payment_id"],
         "version": pa.repeat("own data", n),
+        "role": pa.repeat("rule", n),
+        "share": pa.repeat(1.0, n),
         "degraded": pa.nulls(n, pa.string()),
         "propensity": made["propensity"],
         "hidden": pc.equal(made["action"], "block"),
         "answer": pc.binary_join_element_wise('{"action":"', made["action"], '"}', ""),
-        "features": pa.ListArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), n + 1), pa.array([], pa.float64())),
+        "features": _nothing(n, pa.float64()),
+        "positions": _nothing(n, pa.int64()),
     }
     return pa.table(columns)
+
+
+def _nothing(n: int, kind: pa.DataType) -> pa.ListArray:
+    """Empty lists, n of them."""
+    return pa.ListArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), n + 1), pa.array([], kind))
 
 
 LAYOUT: Layout = (
