@@ -19,7 +19,7 @@ from common.clock import DAY, SECOND, WallClock
 from common.data import folder
 from common.features.online import catch_up, open_store
 from common.schema import from_table
-from common.serving.service import Service
+from common.serving.service import Service, fixed
 from common.system import find
 from systems.fraud.config import CATEGORIES
 from systems.fraud.data import LAYOUT
@@ -100,7 +100,7 @@ def service() -> dict[str, float]:
     with bench(system) as lived, tempfile.TemporaryDirectory() as name:
         store = open_store(None, Path(name) / "online.db", system.name, system.views)
         head = catch_up(store, lived.log)
-        answering = Service(system, system.load(lived.bundle()), "v", store)
+        answering = Service(system, fixed("v", system.load(lived.bundle())), store)
         table = lived.snapshot.of(system.request)
         for batch, times in BATCHES:
             took = []
