@@ -23,7 +23,8 @@ TOP = 50
 class Numeric:
     """A histogram whose bins hold about equal shares of the reference, with the moments of what it saw.
 
-    NaN and infinity are missing. Means and squares merge as in Chan, Golub & LeVeque 1979.
+    A value that alone is more than a share has a bin of its own. NaN and infinity are missing. Means and squares merge
+    as in Chan, Golub & LeVeque 1979.
     """
 
     edges: tuple[float, ...]  # ascending; bin i is [edges[i], edges[i + 1]), the last one includes its end
@@ -40,10 +41,10 @@ class Numeric:
         """The sketch of a reference, (n,), with bins of its own."""
         present = values[np.isfinite(values)]
         shares = np.linspace(0, 1, BINS + 1)
-        # a value that is many shares of all is one edge
-        edges = np.unique(np.quantile(present, shares, method="lower")) if len(present) else present
-        if len(edges) == 1:
-            edges = np.repeat(edges, 2)  # a constant: below it, equal to it, above it
+        found = np.quantile(present, shares, method="lower") if len(present) else present
+        edges, times = np.unique(found, return_counts=True)
+        # or 0 would share a bin with all that a flag or a count can be but its largest
+        edges = np.unique(np.concatenate([edges, np.nextafter(edges[times > 1], np.inf)]))
         return cls._empty(tuple(edges.tolist())).update(values)
 
     @classmethod

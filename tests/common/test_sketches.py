@@ -106,6 +106,18 @@ def test_a_value_that_most_rows_have_gets_one_bin() -> None:
     assert sketch.counts[1] >= 900
 
 
+def test_a_flag_that_is_seldom_set_is_counted_apart() -> None:
+    sketch = Numeric.of(np.repeat([0.0, 1.0], [990, 10]))
+    assert [count for count in sketch.counts if count] == [990, 10]
+    often = sketch.empty_like().update(np.repeat([0.0, 1.0], [500, 500]))
+    assert [count for count in often.counts if count] == [500, 500]
+
+
+def test_values_that_many_rows_have_are_counted_apart() -> None:
+    sketch = Numeric.of(np.repeat(np.arange(5.0), 200))
+    assert [count for count in sketch.counts if count] == [200] * 5
+
+
 def test_what_was_constant_is_seen_to_move_either_way() -> None:
     sketch = Numeric.of(np.full(9, 2.0)).empty_like()
     assert sketch.update(np.array([1.0, 2.0, 2.0, 3.0, 3.0, 3.0])).counts == (1, 2, 3)
