@@ -354,7 +354,7 @@ def payments(n: int = 1_000) -> list[dict[str, Any]]:
     from systems.fraud.system import SYSTEM
 
     system = SYSTEM.small()
-    arrivals = system.world(0, None).arrivals(system.history[0] + 7 * 86_400_000_000)
+    arrivals = system.world(0, None, None).arrivals(system.history[0] + 7 * 86_400_000_000)
     return [a.event.model_dump() for a in arrivals if isinstance(a.event, system.request)][:n]
 
 

@@ -86,7 +86,7 @@ def bench(system: AnySystem) -> Iterator[Bench]:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         clock = SimulatedClock(system.history[0])
         log = stack.enter_context(EventLog(home / "log.db", clock, system.logged))
-        world = system.world(SEED, None)
+        world = system.world(SEED, None, None)
         rule = ByRule(system.degraded[-1])
         for _ in live(system, world, log, rule, system.history, batch=1_000, progress=Progress(quiet=True)):
             pass
@@ -95,9 +95,9 @@ def bench(system: AnySystem) -> Iterator[Bench]:
 
 def check_a_seed_makes_one_world(b: Bench) -> None:
     week = b.system.history[0] + 7 * DAY
-    first, again = (b.system.world(SEED, None).arrivals(week) for _ in range(2))
+    first, again = (b.system.world(SEED, None, None).arrivals(week) for _ in range(2))
     assert [a.event for a in first] == [a.event for a in again]
-    assert first != b.system.world(SEED + 1, None).arrivals(week)
+    assert first != b.system.world(SEED + 1, None, None).arrivals(week)
 
 
 def check_arrivals_come_in_order_and_keep_their_contract(b: Bench) -> None:

@@ -39,6 +39,8 @@ A_contra = TypeVar("A_contra", bound=Answer, contravariant=True)
 
 Role: TypeAlias = Literal["champion", "canary", "arm", "pinned", "previous", "rule"]  # in which a version answers
 
+Fault: TypeAlias = Literal["failed", "missing"]  # it raised; it answered with nothing, or with no number
+
 Params: TypeAlias = Mapping[str, float | int | str]
 
 
@@ -83,6 +85,10 @@ class Answered(Event):
     version: str  # of the model, or the name of the rule that answered
     role: Role
     share: float = Field(gt=0, le=1)  # of the units that routing gives to this version
+    routed: str  # the version that was to answer; another one did where it had a fault
+    fault: Fault | None
+    took: int  # us that the version worked on the batch
+    score: float | None  # of the prediction, what drift is watched on; None: there was none
     degraded: str | None  # the rung of the ladder that answered, and why
     propensity: float = Field(gt=0, le=1)  # of the action, given the version
     hidden: bool  # the answer means that no outcome will be seen
@@ -172,6 +178,13 @@ class BenchmarkResult:
     details: Mapping[str, Any]  # components, validation, choices
 
 
+class Losses(NamedTuple):
+    """What answers cost, in the system's unit, and the least that could have been paid; (n,) each."""
+
+    paid: Array
+    least: Array
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """Where the label of a request comes from, and what can be concluded when none came."""
@@ -210,13 +223,17 @@ class System(Generic[Q, P, A]):
     events: tuple[type[Event], ...]  # what it hears of; the request is one of them
     views: tuple[FeatureView, ...]
     on_demand: tuple[OnDemand, ...]
-    world: Callable[[int, str | None], World[Q, A]]  # seed, drift ("kind@day")
+    world: Callable[
+        [int, str | None, int | None], World[Q, A]
+    ]  # seed, drift ("kind@day"), days if not as many as usual
     history: tuple[int, int]  # us: the log of a new world begins here and ends here
     validation_span: int  # us; tuning is judged on so much of the past
     test_span: int  # us; a candidate is judged on so much of it
+    retrain_span: int  # us; likewise, of one that is made in a hurry because the world has changed
     outcome: Outcome
     hides: Callable[[A], bool]  # this action means that its outcome will not be seen
     label_delay: int  # us; outcomes have had time to come
+    early_delay: int  # us; most have: enough to learn from and to be warned by, when waiting costs more
     space: Callable[[optuna.Trial], Params]  # what tuning may choose
     params: Params  # what it starts from
     objective: str  # the metric that tuning maximises
@@ -225,6 +242,8 @@ class System(Generic[Q, P, A]):
     score: Callable[[P], float]  # the number of a prediction that drift is watched on
     decide: Callable[[Q, P, float], A]  # the last is a draw from [0, 1) that nobody can foresee, the same for a retry
     degraded: tuple[Callable[[Q, float], A], ...]  # from the best to the one that cannot fail
+    unit_of_loss: str
+    losses: Callable[[Sequence[Q], Sequence[A], Array], Losses]  # given what each outcome is, or how probable, (n,)
     unit: Callable[[Q], str]  # whom a canary is sticky by
     redact: Callable[[Q], Q]
     evaluate: Callable[[Model[Q, P], Examples[Q]], Report]

@@ -43,7 +43,7 @@ def _world(desk: Desk, system: AnySystem, seed: int) -> Iterator[Simulation]:
     with tempfile.TemporaryDirectory(dir=desk.settings.home, prefix="world-") as folder:
         clock = SimulatedClock(system.history[0])
         with EventLog(Path(folder) / "log.db", clock, system.logged) as log:
-            world = system.world(seed, None)
+            world = system.world(seed, None, None)
             rule = ByRule(system.degraded[-1])
             for _ in live(system, world, log, rule, system.history, batch=1_000, progress=desk.progress):
                 pass

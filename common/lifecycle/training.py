@@ -153,17 +153,39 @@ def train(
         wanted = [*final, *(tuning if tune else ())]
     with progress.step("features as of each request"):
         known = examples(system, snapshot, world, wanted)
-    features = definition_digest(system.request, system.views, system.on_demand)
-    champion = _comparable(system, registry, features, progress)
     params = dict(system.params)
     study = None
     if tune:
         study = _tune(system, known, tuning, trials, tune, progress)
         params |= study.best_params
-    train, test = _part(system, known, final, 0), _part(system, known, final, 1)
+    lineage = {
+        "snapshots": dict(snapshot.digests),
+        "position": snapshot.head,
+        "study": study.study_name if study else None,
+        "origin": dict(origin),
+    }
+    return make(system, registry, known, final, params, lineage, progress)
+
+
+def make(
+    system: AnySystem,
+    registry: Registry,
+    known: Examples[Any],
+    split: Split,
+    params: Params,
+    origin: Mapping[str, object],
+    progress: Progress,
+) -> Trained:
+    """Fit on one part of the examples, judge on the other, publish with what drift will be measured against.
+
+    `origin` says in the lineage where the examples came from.
+    """
+    features = definition_digest(system.request, system.views, system.on_demand)
+    champion = _comparable(system, registry, features, progress)
+    train, test = _part(system, known, split, 0), _part(system, known, split, 1)
     with progress.step("fit"):
         model = system.fit(train, params)
-    with progress.step("judge on the weeks after"):
+    with progress.step("judge on what came after"):
         report = system.evaluate(model, test)
         others = dict(report.baselines)
         if champion is not None:
@@ -173,17 +195,14 @@ def train(
         for gate in system.gates
     ]
     lineage = {
-        "snapshots": dict(snapshot.digests),
-        "position": snapshot.head,
+        **origin,
         "code": _code_revision(),
         "features": features,
         "names": list(known.names),
-        "params": params,
-        "study": study.study_name if study else None,
+        "params": dict(params),
         "seed": SEED,
-        "origin": dict(origin),
-        "train": list(final.train),
-        "test": list(final.test),
+        "train": list(split.train),
+        "test": list(split.test),
         CHAMPION: champion.name if champion else None,  # that it was judged against
     }
     with progress.step("publish"), tempfile.TemporaryDirectory() as folder:

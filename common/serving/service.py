@@ -1,5 +1,6 @@
 """One micro-batch: routing, features, prediction, decision. No HTTP and no log in it, so a simulation uses it too."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -7,6 +8,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from common.clock import stopwatch
 from common.errors import NotFound, PlatformError, Stale
 from common.features.online import OnlineStore, Reading
 from common.features.view import Array, Assembler, Times
@@ -22,6 +24,7 @@ from common.system import (
     Answer,
     Answered,
     AnySystem,
+    Fault,
     Model,
     P,
     Q,
@@ -50,6 +53,10 @@ class Reply(Generic[A]):
     degraded: str | None  # the rung of the ladder that answered, and why
     features: Array  # (rows of the request, n_features) that it is based on
     positions: tuple[int, ...]  # of the log, that each view's values are of; one stands for all
+    routed: str | None = None  # the version that was to answer; None: it did
+    fault: Fault | None = None  # of that version
+    took: int = 0  # us that it worked on the batch
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class _Part(Generic[Q]):
     places: list[int]  # in the batch
     requests: Sequence[Q]
     rows: Rows
+    took: int  # us, to name them
 
 
 def fixed(name: str, model: Model[Any, Any]) -> Callable[[], View]:
@@ -81,9 +89,19 @@ class Service(Generic[Q, P, A]):
     it fails; a rule that cannot.
     """
 
-    def __init__(self, system: System[Q, P, A], live: Callable[[], View], store: OnlineStore, key: bytes = b"") -> None:
-        """`key` makes draws that nobody can foresee; without one they are those of a simulation."""
-        self.system, self.live, self.store, self._key = system, live, store, key
+    def __init__(
+        self,
+        system: System[Q, P, A],
+        live: Callable[[], View],
+        store: OnlineStore,
+        key: bytes = b"",
+        now: Callable[[], int] = stopwatch,
+    ) -> None:
+        """`key` makes draws that nobody can foresee; without one they are those of a simulation.
+
+        `now`, us, measures how long each version works.
+        """
+        self.system, self.live, self.store, self._key, self._now = system, live, store, key, now
         self._said: cache.AnswerCache[P | RowError] = cache.AnswerCache(KEPT, system.reuse)
         self._view = View()
         self._assemble = Assembler(system.request, system.views, system.on_demand)
@@ -142,11 +160,14 @@ class Service(Generic[Q, P, A]):
                     for part in parts
                     for reply in self._each(view, requests[part], choices[part], as_of[part], at_least, guard, before)
                 ]
-            reason = f"{choices[0].version} failed: {type(error).__name__}"
-            if before is None and view.previous is not None and view.previous.name != choices[0].version:
+            failed = choices[0].version
+            reason = f"{failed} failed: {type(error).__name__}"
+            if before is None and view.previous is not None and view.previous.name != failed:
                 back = [Choice(view.previous.name, "previous", 1.0)]
-                return self._each(view, requests, back, as_of, at_least, guard, f"previous model: {reason}")
-            return [self._rule(requests[0], reason)]
+                instead = self._each(view, requests, back, as_of, at_least, guard, f"previous model: {reason}")
+            else:
+                instead = [self._rule(requests[0], reason)]
+            return [replace(reply, routed=failed, fault="failed") for reply in instead]
 
     def _together(
         self,
@@ -178,26 +199,35 @@ class Service(Generic[Q, P, A]):
             else:
                 values = [block[start:stop] for block in reading.values]
             x = self._assemble(table, values)
+            began = self._now()
             said = self._predict(part, x)
+            took = part.took + self._now() - began
             offsets = part.rows.offsets.tolist()
             for i, (place, request, p) in enumerate(zip(part.places, part.requests, said, strict=True)):
                 seen = x[offsets[i] : offsets[i + 1]]
-                if isinstance(p, RowError):
-                    replies[place] = replace(self._rule(request, p.reason), features=seen, positions=positions)
+                choice = part.choice
+                score = math.nan if isinstance(p, RowError) else self.system.score(p)
+                if isinstance(p, RowError) or not math.isfinite(score):
+                    reason = p.reason if isinstance(p, RowError) else f"{choice.version} answered with no number"
+                    replies[place] = replace(
+                        self._rule(request, reason), features=seen, positions=positions,
+                        routed=choice.version, fault="missing", took=took,
+                    )  # fmt: skip
                 else:
                     answer = self.system.decide(request, p, self._luck(request))
-                    choice = part.choice
                     replies[place] = Reply(
-                        answer, choice.version, choice.role, choice.propensity, degraded, seen, positions
-                    )
+                        answer, choice.version, choice.role, choice.propensity, degraded, seen, positions,
+                        took=took, score=score,
+                    )  # fmt: skip
             start = stop
         return replies  # type: ignore[return-value]
 
     def _part(self, view: View, choice: Choice, requests: Sequence[Q], choices: Sequence[Choice]) -> _Part[Q]:
         places = [i for i, of in enumerate(choices) if of == choice]
         mine = requests if len(places) == len(requests) else [requests[i] for i in places]
-        loaded = view.models[choice.version]
-        return _Part(choice, loaded, places, mine, loaded.model.rows(mine))
+        loaded, began = view.models[choice.version], self._now()
+        rows = loaded.model.rows(mine)
+        return _Part(choice, loaded, places, mine, rows, self._now() - began)
 
     def _predict(self, part: _Part[Q], x: Array) -> Sequence[P | RowError]:
         """By the model, or what it said before to the same, where the system allows that."""
@@ -276,6 +306,10 @@ def remember(system: AnySystem, request: Event, reply: Reply[Any], at: int) -> A
         version=reply.version,
         role=reply.role,
         share=reply.share,
+        routed=reply.routed or reply.version,
+        fault=reply.fault,
+        took=reply.took,
+        score=reply.score,
         degraded=reply.degraded,
         propensity=answer.propensity,
         hidden=system.hides(answer),

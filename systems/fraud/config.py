@@ -13,7 +13,6 @@ SCENARIOS: tuple[str, ...] = get_args(Scenario)
 DRIFTS = ("tactics",)
 
 PerCategory = tuple[float, float, float, float, float, float, float, float]  # in the order of CATEGORIES
-PerStage = tuple[float, float, float, float, float]  # test, drain, takeover, clone, ring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +23,7 @@ class Tactic:
     relative: bool  # the amount is measured against the victim's typical amount
     log_amount: float  # log EUR; what is added to the victim's if relative
     log_spread: float  # standard deviation of log_amount
+    goes_on: float  # chance of another payment in this stage
     categories: PerCategory  # weights
     near_home: float = 0.0  # share of online payments that seem to come from the victim's address
     spoofed: bool  # shows the victim's device, else one that the card has never used
@@ -41,31 +41,29 @@ class Tactics:
 
 
 USUAL = Tactics(
-    test=Tactic(gap=0.2, relative=False, log_amount=1.5, log_spread=0.8, near_home=0.6, spoofed=False,
+    test=Tactic(gap=0.2, relative=False, log_amount=1.5, log_spread=0.8, goes_on=0.4, near_home=0.6, spoofed=False,
                 categories=(0, 0, 1, 0, 1, 0, 1, 5)),
-    drain=Tactic(gap=0.7, relative=True, log_amount=1.0, log_spread=0.7, near_home=0.6, spoofed=False,
+    drain=Tactic(gap=0.7, relative=True, log_amount=1.0, log_spread=0.7, goes_on=0.7, near_home=0.6, spoofed=False,
                  categories=(0, 0, 0, 1, 3, 4, 1, 3)),
-    takeover=Tactic(gap=3.0, relative=True, log_amount=1.0, log_spread=0.7, near_home=0.6, spoofed=False,
+    takeover=Tactic(gap=3.0, relative=True, log_amount=1.0, log_spread=0.7, goes_on=0.6, near_home=0.6, spoofed=False,
                     categories=(0, 0, 0, 0, 3, 5, 3, 1)),
-    clone=Tactic(gap=5.0, relative=True, log_amount=0.9, log_spread=0.6, spoofed=True,
+    clone=Tactic(gap=5.0, relative=True, log_amount=0.9, log_spread=0.6, goes_on=0.6, spoofed=True,
                  categories=(2, 3, 0, 1, 3, 4, 0, 0)),
-    ring=Tactic(gap=36.0, relative=False, log_amount=5.4, log_spread=0.5, near_home=1.0, spoofed=True,
+    ring=Tactic(gap=36.0, relative=False, log_amount=5.4, log_spread=0.5, goes_on=0.8, near_home=1.0, spoofed=True,
                 round_amounts=0.7, categories=(1, 1, 1, 1, 1, 1, 1, 1)),
 )  # fmt: skip
 
-# Amounts blend in with the victim's, devices are spoofed, other categories, a slower pace, by day instead of by night.
-BLENDING_IN = Tactics(
-    test=Tactic(gap=0.6, relative=True, log_amount=-0.7, log_spread=0.5, near_home=0.0, spoofed=True, night=0.1,
-                categories=(1, 0, 3, 5, 0, 0, 0, 0)),
-    drain=Tactic(gap=1.5, relative=True, log_amount=0.5, log_spread=0.4, near_home=0.0, spoofed=True, night=0.1,
-                 categories=(1, 0, 3, 5, 0, 0, 0, 0)),
-    takeover=Tactic(gap=5.0, relative=True, log_amount=0.5, log_spread=0.4, near_home=0.0, spoofed=True, night=0.1,
-                    categories=(1, 0, 5, 4, 0, 0, 0, 0)),
-    clone=Tactic(gap=8.0, relative=True, log_amount=0.6, log_spread=0.4, spoofed=True, night=0.1,
-                 categories=(1, 0, 3, 5, 0, 0, 0, 0)),
-    ring=Tactic(gap=36.0, relative=False, log_amount=5.0, log_spread=0.4, near_home=1.0, spoofed=True, night=0.1,
-                round_amounts=0.5, categories=(1, 1, 1, 1, 1, 1, 1, 1)),
-)  # fmt: skip
+# Gift cards instead of goods: many round amounts that are not large, for digital goods and groceries, from the victim's
+# own device and address, by day. What gave fraudsters away before no longer does; what does now, no model has seen.
+_GIFT_CARD = Tactic(gap=1.5, relative=False, log_amount=3.5, log_spread=0.3, goes_on=0.85, near_home=1.0, spoofed=True,
+                    night=0.1, round_amounts=0.9, categories=(0, 0, 0, 0, 0, 0, 0, 1))  # fmt: skip
+GIFT_CARDS = Tactics(
+    test=replace(_GIFT_CARD, goes_on=0.4),
+    drain=_GIFT_CARD,
+    takeover=_GIFT_CARD,
+    clone=replace(_GIFT_CARD, gap=3.0, near_home=0.0, categories=(5, 1, 0, 0, 0, 0, 0, 0)),
+    ring=replace(_GIFT_CARD, gap=36.0, log_amount=3.8, categories=(1, 1, 1, 1, 1, 1, 1, 1)),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +116,8 @@ class Config:
     clone_wait: float = 4.0  # days, mean time until a clone is used
     colluding_merchants: float  # chance per merchant and slot
     collusion_days: int = 30  # length of a slot
-    goes_on: PerStage = (0.4, 0.7, 0.6, 0.6, 0.8)  # chance that a stage of a campaign goes on after a payment
     usual: Tactics = USUAL
-    drifted: Tactics = BLENDING_IN  # from the day of the drift
+    drifted: Tactics = GIFT_CARDS  # from the day of the drift
 
     # What becomes of a fraud
     never_reported: float = 0.06  # share
@@ -133,6 +130,7 @@ class Config:
 
     # The decision
     label_delay: int  # us; nearly all reports have come by then
+    early_delay: int  # us; four of five have
     review_cost: float = 4.0  # EUR, one look by an analyst
     friction_cost: float = 12.0  # EUR, an honest customer turned away
     chargeback_fee: float = 15.0  # EUR, on top of the amount
@@ -156,6 +154,7 @@ class Config:
     # The judgement
     validation_days: int
     test_days: int
+    retrain_days: int  # on so many a model is judged that is made in a hurry
     cards_per_day: int = 100  # that analysts can call
 
 
@@ -173,10 +172,12 @@ FULL = Config(
     colluding_merchants=0.006,
     late_report_days=9.0,
     label_delay=30 * DAY,
+    early_delay=12 * DAY,
     reviews_per_day=60,
     base_rate=0.004,
     validation_days=20,
     test_days=20,
+    retrain_days=7,
 )
 
 # More fraud than in FULL (0.4 %): about 1.2 %, so that a few hundred frauds can be learned from.
@@ -195,6 +196,7 @@ SMALL = replace(
     colluding_merchants=0.03,
     late_report_days=4.0,
     label_delay=14 * DAY,
+    early_delay=5 * DAY,
     reviews_per_day=12,
     base_rate=0.012,
     validation_days=20,

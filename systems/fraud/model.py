@@ -24,7 +24,8 @@ from systems.fraud.data import Payment
 from systems.fraud.features import reason
 
 N = TypeVar("N", float, Array)
-LATER = 0.2  # share of the training payments, the latest, kept to stop early, to calibrate and to price reviews
+HELD_OUT = 5  # every fifth day is kept to stop early and to calibrate
+PRICED = 28 * DAY  # reviews are priced on the latest payments
 MOST_REASONS = 3
 SMALLEST = 1e-6  # a probability of 0 or 1 would be a certainty that no data can give
 
@@ -153,24 +154,25 @@ def load(config: Config, folder: Path) -> Scorer:
 
 
 def fit(config: Config, examples: Examples[Payment], params: Params) -> Scorer:
-    """Trees on the earlier payments; the later ones stop them, calibrate them, and price the analysts' time.
+    """Trees on four days of five; the fifth ones stop them and calibrate them, the latest price the analysts' time.
 
-    Not fitted again on all of them afterwards: that ranks a little better, but nothing is left to calibrate it on, and
+    Whole days all over the span: were only the latest held out, the trees would never see the newest tactics, and a
+    model that is made because these have changed would not know them. What may leak between neighbouring days stays in
+    here: a model is judged on later ones. Not fitted again on all days: nothing would be left to calibrate it on, and
     decisions by expected cost need the probability more than the rank.
     """
     known = examples.weights > 0
     x, y, weights, as_of = examples.x[known], examples.labels[known], examples.weights[known], examples.as_of[known]
-    cut = int(len(x) * (1 - LATER))
-    late = slice(cut, None)
+    late = as_of // DAY % HELD_OUT == HELD_OUT - 1
     options = {
         **params, "objective": "binary", "verbosity": -1, "seed": config.seed,
         "bagging_fraction": 0.8, "bagging_freq": 1, "metric": "binary_logloss",
         "deterministic": True, "force_row_wise": True, "num_threads": config.threads,
     }  # fmt: skip
-    if min(len(np.unique(part)) for part in (y[:cut], y[late])) < 2:
+    if min(len(np.unique(part)) for part in (y[~late], y[late])) < 2:
         raise BadSetting(f"train: must have frauds and honest payments in both of its parts, got {int(y.sum())} frauds")
     names = [name.replace(".", "__") for name in examples.names]  # LightGBM allows no dots in JSON
-    early = lgb.Dataset(x[:cut], y[:cut], weight=weights[:cut], feature_name=names)
+    early = lgb.Dataset(x[~late], y[~late], weight=weights[~late], feature_name=names)
     booster = lgb.train(
         options, early, num_boost_round=config.trees,
         valid_sets=[early.create_valid(x[late], y[late], weight=weights[late])],
@@ -179,9 +181,10 @@ def fit(config: Config, examples: Examples[Payment], params: Params) -> Scorer:
     booster = lgb.Booster(model_str=booster.model_to_string())  # what is judged is what will be loaded
     margin = np.asarray(booster.predict(x[late], raw_score=True))
     calibration = Calibration.fit(margin, y[late], weights[late])
-    asked = examples.as_of >= as_of[cut]  # those of unknown outcome want to be looked at too
+    since = max(as_of[0], as_of[-1] - PRICED)
+    asked = examples.as_of >= since  # those of unknown outcome want to be looked at too
     p = calibration.probability(np.asarray(booster.predict(examples.x[asked], raw_score=True)))
-    days = max(1.0, (as_of[-1] - as_of[cut]) / DAY)
+    days = max(1.0, (as_of[-1] - since) / DAY)
     price = review_price(config, p, examples.rows.columns["amount"].to_numpy()[asked], days)
     return Scorer(config, booster, examples.names, calibration, Line.fit(x, y, weights), price)
 

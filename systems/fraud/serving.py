@@ -1,8 +1,15 @@
 """From a probability to an action, by expected cost; and the rule that answers when no model can."""
 
+from collections.abc import Sequence
+
+import numpy as np
+
+from common.clock import DAY
+from common.features.view import Array
+from common.system import Losses
 from systems.fraud.config import Config
 from systems.fraud.data import Decision, Payment
-from systems.fraud.model import Scored, costs
+from systems.fraud.model import Scored, costs, review_price
 
 ACTIONS = ("approve", "review", "block")
 
@@ -30,6 +37,28 @@ def _answer(config: Config, action: str, probability: float, reasons: tuple[str,
     return Decision.model_validate(
         {"action": action, "probability": probability, "reasons": reasons, "propensity": propensity}
     )
+
+
+def losses(config: Config, payments: Sequence[Payment], decisions: Sequence[Decision], p: Array) -> Losses:
+    """EUR, given P(fraud) or what is known of it, (n,): of what was decided, and of the cheapest decision.
+
+    A review costs what its place in the analysts' day is worth, too, so that nobody looks good by asking for more of
+    them than there are. A payment that was let through to see its outcome counts as the block that it would have been.
+    """
+    amount = np.array([payment.amount for payment in payments])
+    days = (payments[-1].event_timestamp - payments[0].event_timestamp) / DAY if payments else 1.0
+    approve, review, block = costs(config, p, amount)
+    q = config.let_through
+    prices = np.stack(
+        [
+            approve,
+            np.full(len(p), review + review_price(config, p, amount, max(days, 1.0))),
+            (1 - q) * block + q * approve,
+        ]
+    )
+    blocked = [decision.action == "block" or decision.propensity == q for decision in decisions]
+    chosen = np.where(blocked, 2, [ACTIONS.index(decision.action) for decision in decisions])
+    return Losses(prices[chosen, np.arange(len(p))], prices.min(axis=0))
 
 
 def hides(decision: Decision) -> bool:

@@ -309,7 +309,7 @@ class Posterior:
         self.fraud[row] = p
 
         # what comes next; a card keeps one candidate for the town and for the ring: the likelier one
-        more = config.goes_on
+        more = tactics.goes_on[epoch].T  # (5, n)
         if_honest = at_home.copy()
         if_honest[:, IDLE] += (1 - config.spree_more) * (spree_start + spree)
         if_honest[:, SPREE] += config.spree_more * (spree_start + spree)

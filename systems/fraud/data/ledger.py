@@ -283,13 +283,25 @@ class _Draw:
     def pays(self, kind: int, rng: np.random.Generator, card: Ints, begin: Ints, stages: tuple[int, ...]) -> _Episodes:
         """The payments of campaigns that begin then."""
         config, tactics, n = self.config, self.tactics, len(card)
-        counts = np.stack([rng.geometric(1 - config.goes_on[s], n) for s in stages], axis=1)  # (n, stages)
-        index = np.repeat(np.arange(n), counts.sum(axis=1))
-        stage = np.repeat(np.tile(stages, n), counts.ravel())
-        gap = rng.exponential(size=len(index)) * tactics.gap[self.epoch(begin)[index], stage]
-        time = self.sequence(begin, index, gap)
+        # by inversion of one number each, before and after the drift; the numbers that follow are drawn for the longer
+        tail = np.log1p(-rng.uniform(size=(1, n, len(stages)))) / np.log(tactics.goes_on[:, None, stages])
+        counts = 1 + tail.astype(np.int64)  # (2, n, stages)
+        drawn = counts.max(axis=0)
+        index = np.repeat(np.arange(n), drawn.sum(axis=1))
+        stage = np.repeat(np.tile(stages, n), drawn.ravel())
+        nth = np.arange(len(index)) - np.repeat(np.cumsum(drawn) - drawn.ravel(), drawn.ravel())
+        began = self.epoch(begin)
+        keep = nth < np.repeat(counts[began, np.arange(n)].ravel(), drawn.ravel())
+        gap, u, z = (
+            rng.exponential(size=len(index)),
+            rng.uniform(size=(12, len(index))),
+            rng.normal(size=(4, len(index))),
+        )
+        index, stage, gap, (u, u_rest), (z_amount, z_rest) = (
+            index[keep], stage[keep], gap[keep], np.split(u[:, keep], [2]), np.split(z[:, keep], [1]),
+        )  # fmt: skip
+        time = self.sequence(begin, index, gap * tactics.gap[began[index], stage])
         epoch = self.epoch(time)
-        u = rng.uniform(size=(2, len(index)))
         category = pick(np.cumsum(tactics.categories[epoch, stage], axis=1), u[0])
         if kind == JOINING:
             merchant = self.colluding(rng, begin)
@@ -300,9 +312,8 @@ class _Draw:
         else:
             terminal = self.places.online(category, u[1])
         mean = tactics.log_amount[epoch, stage] + tactics.relative[epoch, stage] * self.typical[card[index]]
-        log_amount = mean + rng.normal(size=len(index)) * tactics.log_spread[epoch, stage]
-        u, z = rng.uniform(size=(len(index), 10)), rng.normal(size=(len(index), 3))
-        rows = _Rows(card[index], time, stage, index, terminal, log_amount, u, z)
+        log_amount = mean + z_amount[0] * tactics.log_spread[epoch, stage]
+        rows = _Rows(card[index], time, stage, index, terminal, log_amount, u_rest.T, z_rest.T)
         return _Episodes(kind, card, begin, self.last(begin, index, time), rows)
 
     def colluding(self, rng: np.random.Generator, begin: Ints) -> Ints:

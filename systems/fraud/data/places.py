@@ -95,6 +95,7 @@ class TacticTable:
     relative: Flags
     log_amount: Array
     log_spread: Array
+    goes_on: Array
     near_home: Array
     spoofed: Flags
     round_amounts: Array
@@ -114,6 +115,7 @@ class TacticTable:
             relative=column("relative").astype(bool),
             log_amount=column("log_amount"),
             log_spread=column("log_spread"),
+            goes_on=column("goes_on"),
             near_home=column("near_home"),
             spoofed=column("spoofed").astype(bool),
             round_amounts=column("round_amounts"),

@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ _ID = "payment-"
 _NEVER = np.iinfo(np.int64).max
 
 
-def world(config: Config, seed: int, drift: str | None = None) -> "CardWorld":
+def world(config: Config, seed: int, drift: str | None = None, days: int | None = None) -> "CardWorld":
     """A world in which fraudsters change their ways on a day, if drift names one: "tactics@30"."""
+    config = config if days is None else replace(config, days=days)
     return CardWorld(draw(config, seed, None if drift is None else _drift_day(config, drift)))
 
 
