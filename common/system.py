@@ -193,6 +193,7 @@ class Outcome:
     request: str  # its column with the request's event_id
     value: str  # its column with the label
     silence: float | None  # the label of a request whose outcome had time to come and did not; None: unknown
+    is_even: Callable[[Any], bool] = lambda _: True  # whether this one would have come whatever it says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +249,7 @@ class System(Generic[Q, P, A]):
     redact: Callable[[Q], Q]
     evaluate: Callable[[Model[Q, P], Examples[Q]], Report]
     gates: tuple[Gate, ...]
+    retrain_gates: tuple[Gate, ...]  # of a candidate that is made because the champion no longer fits
     monitors: tuple[Monitor, ...]
     routes: tuple[Route, ...]
     examples: tuple[Event, ...]  # one of each kind, the request first: for whoever calls, and to warm a model up

@@ -158,7 +158,7 @@ def _serve_a_day(desk: Desk, system: AnySystem, simulated: Simulation, registry:
             by_model = ByService(Service(system, fixed(name, model), store), log)
         day = (system.history[1], system.history[1] + DAY)
         batches = live(system, simulated.world, log, by_model, day, batch=1, progress=desk.progress)
-        said = [answered for batch in batches for answered in batch]
+        said = [(request, reply.answer) for batch in batches for request, reply in batch]
     gap = parity(system, log, {name: model}).gap
     counts = _show_answers(desk, system, said)
     desk.out.print(f"   Online and offline features differ by at most {gap:.1e}, relative to their size.")

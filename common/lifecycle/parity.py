@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,10 @@ from common.features import offline
 from common.features.view import Array, FeatureView, assemble, feature_names, ints, numbers
 from common.registry.registry import Registry
 from common.schema import Event, from_table
-from common.system import Answered, AnySystem, Model
+from common.system import Answered, AnySystem, Model, RowError, Rows
 
 TOLERANCE = 1e-9  # relative to the size of a value: two orders of summing differ by so much, and no more
+POSITIONS = pa.list_(pa.int64())
 EXAMPLES = 5  # of what differs, shown
 
 Index = NDArray[np.int64]
@@ -80,6 +82,31 @@ def models(system: AnySystem, registry: Registry) -> dict[str, Model[Any, Any]]:
         with suppress(PlatformError), registry.private(version) as folder:
             found[version.name] = system.load(folder)
     return found
+
+
+def rescored(
+    system: AnySystem,
+    model: Model[Any, Any],
+    asked: pa.Table,
+    positions: Sequence[Sequence[int]],
+    events: Mapping[type[Event], pa.Table],
+) -> Array:
+    """What a model scores logged requests, from features that are computed anew as of each one's time and of the log
+    positions that it saw, (n,); NaN: no number."""
+    said = pa.table({"event_timestamp": asked["created_timestamp"], "positions": pa.array(positions, POSITIONS)})
+    near = {}
+    for kind in events:
+        # only what shares an entity with a request is in its features
+        shares = [
+            pc.is_in(events[kind][column], asked[column].combine_chunks().unique())
+            for column in {view.entity[0] for view in system.views if view.source is kind}
+        ]
+        near[kind] = events[kind].filter(reduce(pc.or_, shares)) if shares else events[kind]
+    x, owner = _again(system, model, asked, said, near)
+    requests = from_table(system.request, asked)
+    offsets = np.searchsorted(owner, np.arange(len(requests) + 1))
+    predicted = model.predict(requests, Rows(model.rows(requests).columns, offsets), x)
+    return np.array([np.nan if isinstance(p, RowError) else system.score(p) for p in predicted])
 
 
 def _left_out(version: str, positions: Sequence[int], role: str, models: Mapping[str, Any]) -> str | None:

@@ -1,27 +1,43 @@
-"""A world lives, somebody answers, the log remembers."""
+"""The whole loop on a simulated clock: a world lives, somebody answers, the log remembers, the loop keeps watch."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from common.clock import HOUR
+from common.clock import DAY, HOUR, SimulatedClock
 from common.data.log import EventLog
-from common.features.online import catch_up
-from common.features.view import Times
+from common.data.snapshots import Snapshots
+from common.errors import BadSetting
+from common.features.online import OnlineStore, catch_up, open_store
+from common.features.view import Array, Times
+from common.lifecycle import faults, training
+from common.lifecycle.journal import Journal
+from common.lifecycle.loop import Happened, Loop
+from common.lifecycle.training import Trained
 from common.progress import Progress
-from common.schema import Event
+from common.registry.bundle import MANIFEST, SIGNATURE
+from common.registry.gates import CHAMPION
+from common.registry.keys import Keys
+from common.registry.registry import Registry, Version
+from common.schema import Event, Logged, logged_table
+from common.serving.live import Live
 from common.serving.routing import uniform
-from common.serving.service import LUCK, NOTHING, RULE, AnyService, Reply, remember
-from common.system import Answer, AnySystem, Arrival, World
+from common.serving.service import LUCK, NOTHING, RULE, AnyService, Reply, Service, remember
+from common.system import Answer, AnySystem, Arrival, World, find
+
+WHO = "simulation"
+SPARE = 1  # days that a world lasts beyond what is simulated
 
 
 class Answers(Protocol):
     """Whoever answers, and is told of what happened."""
 
     def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Reply[Any]]: ...
-    def heard(self, after: int, until: int) -> None:
-        """There are new events in the log, behind the one position, up to the other."""
+    def heard(self, events: Sequence[Event], logged: Sequence[Logged]) -> None:
+        """New events, with their places at the end of the log."""
 
 
 class ByRule:
@@ -34,7 +50,7 @@ class ByRule:
         answers = [self._rule(request, uniform(b"", LUCK, request.event_id)) for request in requests]
         return [Reply(answer, RULE, "rule", 1.0, None, NOTHING, ()) for answer in answers]
 
-    def heard(self, after: int, until: int) -> None:
+    def heard(self, events: Sequence[Event], logged: Sequence[Logged]) -> None:
         pass
 
 
@@ -42,13 +58,25 @@ class ByService:
     """The live versions and their online features, which keep up with the log."""
 
     def __init__(self, service: AnyService, log: EventLog) -> None:
-        self._service, self._log = service, log
+        """Nobody else may append to the log."""
+        self._service = service
+        catch_up(service.store, log)
+        self._head = log.head().position
 
     def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Reply[Any]]:
-        return self._service.answer(requests, as_of, catch_up(self._service.store, self._log))
+        return self._service.answer(requests, as_of, self._head)
 
-    def heard(self, after: int, until: int) -> None:
-        catch_up(self._service.store, self._log)
+    def heard(self, events: Sequence[Event], logged: Sequence[Logged]) -> None:
+        new: dict[type[Event], tuple[list[Event], list[Logged]]] = {
+            kind: ([], []) for kind in self._service.store.kinds
+        }
+        for event, at in zip(events, logged, strict=True):
+            if (mine := new.get(type(event))) is not None:
+                mine[0].append(event)
+                mine[1].append(at)
+        until = logged[-1].position
+        self._service.push({kind: logged_table(kind, *mine) for kind, mine in new.items()}, self._head, until)
+        self._head = until
 
 
 def live(
@@ -60,40 +88,226 @@ def live(
     *,
     batch: int,
     progress: Progress,
-) -> Iterator[list[tuple[Any, Answer]]]:
+    journal: Journal | None = None,
+    passed: Callable[[int], None] = lambda at: None,
+) -> Iterator[list[tuple[Any, Reply[Any]]]]:
     """Let the world go on over a span of time, us, hour by hour: it asks, somebody answers, outcomes come.
 
-    At most `batch` requests are answered at once. Each is logged as it arrives, and its answer beside it. Yields what
-    was answered, batch by batch; nothing happens unless somebody asks for the next one.
+    At most `batch` requests are answered at once, and one of each unit, so that each is seen by the next. A request is
+    logged as it arrives, and its answer beside it. Yields what was answered, batch by batch; nothing happens unless
+    somebody asks for the next one. The journal is kept, and `passed` called when an hour is over.
     """
+    outcome = system.outcome.source
     for hour in progress.over(range(span[0], span[1], HOUR), "the world lives"):
-        for part in _batches(system, world.arrivals(min(hour + HOUR, span[1])), batch):
+        until = min(hour + HOUR, span[1])
+        for part in _batches(system, world.arrivals(until), batch):
             asked = [(at, event) for at, event in part if isinstance(event, system.request)]
             as_of = np.array([at for at, _ in asked], np.int64)
             replies = answers.answer([event for _, event in asked], as_of) if asked else []
             reply_to = {event.event_id: reply for (_, event), reply in zip(asked, replies, strict=True)}
-            answered = [(event, reply_to[event.event_id].answer) for _, event in asked]
+            answered = [(event, reply_to[event.event_id]) for _, event in asked]
             events: list[tuple[int, Event]] = []
             for at, event in part:
                 events.append((at, system.redact(event) if isinstance(event, system.request) else event))
                 if reply := reply_to.get(event.event_id):
                     events.append((at, remember(system, event, reply, at)))
-            after = log.head().position
-            log.append([event for _, event in events], [at for at, _ in events])
-            answers.heard(after, log.head().position)
-            world.react(answered)
+            kept = [event for _, event in events]
+            logged = log.append(kept, [at for at, _ in events])
+            answers.heard(kept, logged)
+            if journal is not None:
+                placed = list(zip(kept, logged, strict=True))
+                requests = [(e, at) for e, at in placed if isinstance(e, system.request)]
+                if requests:
+                    journal.ask([e for e, _ in requests], [at for _, at in requests], replies)
+                labels = [(e, at) for e, at in placed if isinstance(e, outcome)]
+                journal.tell([e for e, _ in labels], [at for _, at in labels])
+            world.react([(event, reply.answer) for event, reply in answered])
             yield answered
+        passed(until)
 
 
 def _batches(system: AnySystem, arrivals: Sequence[Arrival], batch: int) -> Iterator[list[Arrival]]:
     part: list[Arrival] = []
-    requests = 0
+    units: set[str] = set()
     for arrival in arrivals:
         if isinstance(arrival.event, system.request):
-            if requests == batch or (part and not requests):  # what was heard before a request is part of its features
+            unit = system.unit(arrival.event)
+            if len(units) == batch or unit in units:
                 yield part
-                part, requests = [], 0
-            requests += 1
+                part, units = [], set()
+            units.add(unit)
         part.append(arrival)
     if part:
         yield part
+
+
+@dataclass(frozen=True)
+class Regret:
+    """What answers cost beyond the least that could have been paid, by simulated day, (days,) each."""
+
+    requests: Array
+    paid: Array
+    least: Array
+
+
+class Simulation:
+    """A world and all that answers it, in a folder of its own that may be thrown away afterwards."""
+
+    def __init__(
+        self,
+        system: AnySystem,
+        folder: Path,
+        *,
+        seed: int,
+        days: int,
+        drift: str | None = None,
+        progress: Progress,
+        say: Callable[[Happened], None] = lambda happened: None,
+    ) -> None:
+        """`drift` is "kind@day", the day counted from where the history ends; raises BadSetting."""
+        kind, day = (None, 0) if drift is None else faults.parse(system, drift)
+        if drift is not None and not 0 <= day < days:
+            raise BadSetting(f"drift: must begin within the {days} days, got {drift!r}")
+        self.seed, self.days, self.drift, self.drift_day = seed, days, drift, day if drift else None
+        self.progress, self._say = progress, say
+        self.start = system.history[1]
+        before = (system.history[1] - system.history[0]) // DAY
+        of_world = f"{kind}@{before + day}" if kind is not None and kind not in faults.KINDS else None
+        world = system.world(seed, of_world, before + days + SPARE)
+        self._stopwatch = 0  # us; in here, work takes no time but what is injected
+        self.system = replace(system, load=faults.loading(system.load, self._wait))
+        self.kind, self.since = kind, self.start + day * DAY
+        self.world: Any = world
+        if kind in faults.KINDS:
+            self.world = faults.FaultyWorld(system, world, kind, self.since)
+        self.clock = SimulatedClock(system.history[0])
+        self.folder = folder
+        self.log = EventLog(folder / "log.db", self.clock, system.logged, sync=lambda file: None)
+        self.registry = Registry(folder / "home", self.clock, Keys(folder / "keys"))
+        self.journal = Journal(self.system)
+        self.loop: Loop | None = None
+
+    def __enter__(self) -> "Simulation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.log.close()
+        self.registry.close()
+
+    def _wait(self, us: int) -> None:
+        self._stopwatch += us
+
+    def history(self) -> None:
+        """What happened before there was a model, answered by the rule that needs none."""
+        rule = ByRule(self.system.degraded[-1])
+        for _ in live(
+            self.system, self.world, self.log, rule, self.system.history,
+            batch=1_000, progress=self.progress, journal=self.journal, passed=self.clock.advance,
+        ):  # fmt: skip
+            pass
+
+    def train(self, *, tune: int = 0, registry: Registry | None = None, trials: Path | None = None) -> Trained:
+        """The first version, which becomes the champion here; also published elsewhere if another registry is given."""
+        system = self.system
+        snapshots = Snapshots(self.folder / "snapshots")
+        with self.progress.step("snapshot"):
+            snapshot = training.take(system, self.log, snapshots)
+        with self.progress.step("features as of each request"):
+            known = training.examples(system, snapshot, self.world)
+        self.journal.fill(known.x)
+        trained = training.learn(
+            system, snapshot, known, registry or self.registry,
+            trials=trials or self.folder / "trials.log", tune=tune,
+            origin={"world_seed": self.seed}, progress=self.progress,
+        )  # fmt: skip
+        if registry is not None:
+            self._publish(registry, trained.version, None, lambda folder: None)
+        # whether it clears its gates or not: something has to answer
+        self.registry.promote(system.name, trained.version.name, who=WHO, why="the first one", force=True)
+        return trained
+
+    def go_on(self, *, loop: bool, bad: tuple[int, str] | None = None) -> None:
+        """The simulated days; without a loop the first champion stays. `bad`: on a day, a bad candidate of a kind."""
+        live_versions = Live(
+            self.system, self.registry, b"", self.clock, warm=lambda model: None, say=lambda line: None
+        )
+        live_versions.refresh()
+        store: OnlineStore = open_store(None, self.folder / "online.db", "simulation", self.system.views)
+        try:
+            seen: Any = store
+            if self.kind == "missing_feature":
+                seen = faults.FaultyStore(store, self._lost_view(), self.since)
+            service = Service(self.system, lambda: live_versions.current, seen, now=lambda: self._stopwatch)
+            with self.progress.step("online features from the log"):
+                answers = ByService(service, self.log)
+            if loop:
+                self.loop = Loop(
+                    self.system, self.registry, live_versions, self.log, self.journal, self.clock,
+                    say=self._say, progress=Progress(quiet=True),
+                )  # fmt: skip
+
+            def passed(at: int) -> None:
+                self.clock.advance(at)
+                if self.loop is not None:
+                    self.loop.hour()
+                    if bad is not None and at == self.start + bad[0] * DAY:
+                        self._spoil(self.loop, bad[1])
+
+            span = (self.start, self.start + self.days * DAY)
+            for answered in live(
+                self.system, self.world, self.log, answers, span,
+                batch=64, progress=self.progress, journal=self.journal, passed=passed,
+            ):  # fmt: skip
+                if self.loop is not None:
+                    self.loop.answered([reply for _, reply in answered])
+        finally:
+            store.close()
+
+    def _lost_view(self) -> int:
+        """The first view that a monitor watches: whoever loses another one should watch it."""
+        views = [view.name for view in self.system.views]
+        return next(
+            views.index(m.column.split(".")[0]) for m in self.system.monitors if m.column.split(".")[0] in views
+        )
+
+    def _spoil(self, loop: Loop, kind: str) -> None:
+        """A candidate that nobody could tell from the champion by looking at its metrics."""
+        champion = self.registry.get(self.system.name, self.registry.alias(self.system.name, CHAMPION) or "")
+        version = self._publish(self.registry, champion, champion.name, lambda folder: faults.spoil(folder, kind))
+        loop.canary(version.name, f"a candidate whose fault ({kind}) no metric shows")
+
+    def _publish(
+        self, registry: Registry, version: Version, champion: str | None, change: Callable[[Path], None]
+    ) -> Version:
+        """The files of a version of a registry again, changed, as a version here."""
+        with registry.private(version) as folder:
+            for name in (MANIFEST, SIGNATURE):
+                (folder / name).unlink()
+            change(folder)
+            lineage = {**version.lineage, CHAMPION: champion}
+            return self.registry.publish(self.system.name, folder, version.report, lineage, version.verdicts)
+
+    def regret(self) -> Regret:
+        """Of what was answered in the simulated days, by what only the world knows."""
+        rows = self.journal.rows(self.start, self.start + self.days * DAY)
+        asked = list(self.journal.requests(rows))
+        best = self.world.ceiling(asked)
+        losses = self.system.losses(asked, self.journal.answers[rows], best)
+        day = (self.journal.columns.as_of[rows] - self.start) // DAY
+
+        def by_day(values: Array | None) -> Array:
+            return np.bincount(day, values, self.days).astype(float)
+
+        return Regret(by_day(None), by_day(losses.paid), by_day(losses.least))
+
+
+def alone(name: str, package: str, preset: str, seed: int, days: int, drift: str | None, folder: str) -> Regret:
+    """The same world without the loop, in a process of its own: the first champion stays whatever happens."""
+    system = find(package, name, preset)
+    with Simulation(
+        system, Path(folder), seed=seed, days=days, drift=drift, progress=Progress(quiet=True)
+    ) as simulation:
+        simulation.history()
+        simulation.train()
+        simulation.go_on(loop=False)
+        return simulation.regret()

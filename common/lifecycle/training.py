@@ -23,7 +23,7 @@ from common.features import offline
 from common.features.view import Array, Times, assemble, definition_digest, feature_names, ints, numbers
 from common.monitoring import sketches
 from common.progress import Progress
-from common.registry.gates import CHAMPION
+from common.registry.gates import CHAMPION, Gate
 from common.registry.registry import Registry, Version
 from common.schema import Event, Records
 from common.system import Answered, AnySystem, Examples, Params, Report, RowError, Rows, World
@@ -153,6 +153,24 @@ def train(
         wanted = [*final, *(tuning if tune else ())]
     with progress.step("features as of each request"):
         known = examples(system, snapshot, world, wanted)
+    return learn(
+        system, snapshot, known, registry, trials=trials, tune=tune, origin=origin, progress=progress,
+    )  # fmt: skip
+
+
+def learn(
+    system: AnySystem,
+    snapshot: Snapshot,
+    known: Examples[Any],
+    registry: Registry,
+    *,
+    trials: Path,
+    tune: int,
+    origin: Mapping[str, str | int],
+    progress: Progress,
+) -> Trained:
+    """As `train`, from the examples of a snapshot."""
+    tuning, final = (_newest(system, snapshot, split) for split in spans(system, snapshot))
     params = dict(system.params)
     study = None
     if tune:
@@ -164,7 +182,7 @@ def train(
         "study": study.study_name if study else None,
         "origin": dict(origin),
     }
-    return make(system, registry, known, final, params, lineage, progress)
+    return make(system, registry, known, final, params, system.gates, lineage, progress)
 
 
 def make(
@@ -173,10 +191,11 @@ def make(
     known: Examples[Any],
     split: Split,
     params: Params,
+    gates: Sequence[Gate],
     origin: Mapping[str, object],
     progress: Progress,
 ) -> Trained:
-    """Fit on one part of the examples, judge on the other, publish with what drift will be measured against.
+    """Fit on one part of the examples, judge on the other by these gates, and publish.
 
     `origin` says in the lineage where the examples came from.
     """
@@ -192,7 +211,7 @@ def make(
             others[CHAMPION] = system.evaluate(system.load(registry.path(champion)), test).metrics
     verdicts = [
         gate.check(report.metrics, others) if report.ceiling or not gate.needs_ceiling else gate.unasked()
-        for gate in system.gates
+        for gate in gates
     ]
     lineage = {
         **origin,

@@ -28,7 +28,13 @@ def build(config: Config) -> System[Payment, Scored, Decision]:
         validation_span=config.validation_days * DAY,
         test_span=config.test_days * DAY,
         retrain_span=config.retrain_days * DAY,
-        outcome=Label(source=Outcome, request="payment_id", value="fraud", silence=0.0),
+        outcome=Label(
+            source=Outcome,
+            request="payment_id",
+            value="fraud",
+            silence=0.0,
+            is_even=lambda outcome: outcome.source == "inspection",
+        ),  # fmt: skip
         hides=serving.hides,
         label_delay=config.label_delay,
         early_delay=config.early_delay,
@@ -46,6 +52,7 @@ def build(config: Config) -> System[Payment, Scored, Decision]:
         redact=serving.redact,
         evaluate=partial(evaluation.evaluate, config),
         gates=evaluation.gates(config),
+        retrain_gates=evaluation.retrain_gates(config),
         monitors=MONITORS,
         routes=(),
         examples=EXAMPLES,

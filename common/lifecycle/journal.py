@@ -1,0 +1,182 @@
+"""What was asked, answered and told, in columns: what a loop watches and learns from. It grows with the log."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from common.features.view import Array, Times, feature_names
+from common.schema import Event, Logged, Records, logged_table
+from common.serving.service import Reply
+from common.system import Answer, AnySystem, Examples, Rows
+
+NEVER = np.iinfo(np.int64).max
+SCORE = "score"
+FAULTS = (None, "failed", "missing")
+
+Texts = NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Requests in log order, of length n."""
+
+    as_of: Times  # us, when each was logged
+    asked: Times  # us, when it happened, says the client
+    unit: Texts
+    version: Texts  # that answered
+    routed: Texts  # that was to answer
+    fault: NDArray[np.int64]  # of that one, index in FAULTS
+    took: NDArray[np.int64]  # us
+    score: Array  # NaN: none
+    is_hidden: NDArray[np.bool_]
+    propensity: Array
+    is_degraded: NDArray[np.bool_]
+    watched: Array  # (n, columns that the monitors name)
+
+
+class Heard(NamedTuple):
+    """A label as it was heard."""
+
+    row: int  # of the request; -1: nobody made it
+    dated: int  # us, when that happened, says the label
+    at: int  # us
+    value: float
+    is_even: bool  # it would have been heard whatever it says
+
+
+class Journal:
+    """Kept in memory by whoever answers, so that nothing has to be read back; a request has one row of features."""
+
+    def __init__(self, system: AnySystem) -> None:
+        self.system = system
+        self.names = feature_names(system.views, system.on_demand)
+        self.watched = tuple(m.column for m in system.monitors if m.column != SCORE)
+        self._watched = [self.names.index(column) for column in self.watched]
+        self.answers: list[Answer] = []
+        self.positions: list[tuple[int, ...]] = []  # of the log, that each request's features are of
+        self.told_at: list[int] = []  # us, when the last word on each request was heard; NEVER: not yet
+        self.told: list[float] = []  # NaN: nothing yet
+        self.heard: list[Heard] = []
+        self._parts: list[Columns] = []
+        self._tables: list[pa.Table] = []
+        self._x: list[Array] = []
+        self._place: dict[str, int] = {}
+        self._as_of: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def ask(self, requests: Sequence[Event], logged: Sequence[Logged], replies: Sequence[Reply[Any]]) -> None:
+        """Requests with their places in the log, and what was answered."""
+        system, unknown = self.system, np.full((1, len(self.names)), np.nan)
+        self._place |= {request.event_id: row for row, request in enumerate(requests, len(self))}
+        x = np.concatenate([reply.features if reply.features.size else unknown for reply in replies])
+        self._parts.append(
+            Columns(
+                as_of=np.array([at.created_timestamp for at in logged], np.int64),
+                asked=np.array([request.event_timestamp for request in requests], np.int64),
+                unit=np.array([system.unit(request) for request in requests], object),
+                version=np.array([reply.version for reply in replies], object),
+                routed=np.array([reply.routed or reply.version for reply in replies], object),
+                fault=np.array([FAULTS.index(reply.fault) for reply in replies], np.int64),
+                took=np.array([reply.took for reply in replies], np.int64),
+                score=np.array([np.nan if reply.score is None else reply.score for reply in replies]),
+                is_hidden=np.array([system.hides(reply.answer) for reply in replies], bool),
+                propensity=np.array([reply.answer.propensity for reply in replies]),
+                is_degraded=np.array([reply.degraded is not None for reply in replies], bool),
+                watched=x[:, self._watched],
+            )
+        )
+        self._tables.append(logged_table(system.request, requests, logged))
+        self._x.append(x)
+        self._as_of += [at.created_timestamp for at in logged]
+        self.answers += [reply.answer for reply in replies]
+        self.positions += [reply.positions for reply in replies]
+        self.told_at += [NEVER] * len(requests)
+        self.told += [np.nan] * len(requests)
+
+    def tell(self, outcomes: Sequence[Event], logged: Sequence[Logged]) -> None:
+        """Labels as they are heard; of several for one request within the label delay the last one counts."""
+        outcome = self.system.outcome
+        for event, at in zip(outcomes, logged, strict=True):
+            row, value = self._place.get(getattr(event, outcome.request), -1), float(getattr(event, outcome.value))
+            self.heard.append(Heard(row, event.event_timestamp, at.created_timestamp, value, outcome.is_even(event)))
+            if row >= 0 and at.created_timestamp <= self._as_of[row] + self.system.label_delay:
+                self.told_at[row], self.told[row] = at.created_timestamp, value
+
+    def fill(self, x: Array) -> None:
+        """The features of all requests so far, (n, n_features), where they were answered without any."""
+        self._x = [x]
+        self._parts = [replace(self.columns, watched=x[:, self._watched])]
+
+    @property
+    def columns(self) -> Columns:
+        if len(self._parts) > 1:
+            fields = Columns.__dataclass_fields__
+            whole = {name: np.concatenate([getattr(part, name) for part in self._parts]) for name in fields}
+            self._parts = [Columns(**whole)]
+        return self._parts[0]
+
+    @property
+    def x(self) -> Array:
+        """The features that each request was answered by, (n, n_features); NaN: without any."""
+        if len(self._x) > 1:
+            self._x = [np.concatenate(self._x)]
+        return self._x[0]
+
+    @property
+    def table(self) -> pa.Table:
+        """The requests as logged."""
+        if len(self._tables) > 1:
+            self._tables = [pa.concat_tables(self._tables).combine_chunks()]
+        return self._tables[0]
+
+    def requests(self, rows: slice) -> Records[Any]:
+        return Records(self.system.request, self.table.slice(rows.start, rows.stop - rows.start))
+
+    def heard_between(self, start: int, end: int) -> list[Heard]:
+        """The labels that were heard with start <= at < end, us."""
+        a, b = (bisect_left(self.heard, at, key=lambda label: label.at) for at in (start, end))
+        return self.heard[a:b]
+
+    def rows(self, start: int, end: int) -> slice:
+        """The requests with start <= as_of < end, us."""
+        a, b = np.searchsorted(self.columns.as_of, [start, end]).tolist()
+        return slice(a, b)
+
+    def labels(self, now: int, delay: int) -> tuple[Array, Array]:
+        """Of all requests, as known now, (n,) each: labels, NaN where not known, and 1 / propensity of knowing them.
+
+        Where nothing was told, silence speaks once a request is older than `delay`; told labels count from then on,
+        too, for those that come early are not like the others.
+        """
+        c, silence = self.columns, self.system.outcome.silence
+        labels = np.where(np.array(self.told_at) <= now, self.told, np.nan if silence is None else silence)
+        labels[(c.as_of > now - delay) | c.is_hidden] = np.nan
+        return labels, np.where(np.isnan(labels), 0.0, 1 / c.propensity)
+
+    def examples(self, now: int, delay: int, without: Sequence[tuple[int, int]] = ()) -> Examples[Any]:
+        """All requests, to learn from and to judge on; spans of time, us, in which something was wrong count nothing.
+
+        They come with the features that were seen when they were answered: these are what offline features would be.
+        """
+        c = self.columns
+        labels, weights = self.labels(now, delay)
+        for start, end in without:
+            weights[(start <= c.as_of) & (c.as_of < end)] = 0
+        labels[weights == 0] = np.nan
+        table = self.table
+        return Examples(
+            requests=Records(self.system.request, table),
+            rows=Rows(table, np.arange(len(self) + 1)),
+            x=self.x,
+            names=self.names,
+            as_of=c.as_of,
+            labels=labels,
+            weights=weights,
+        )

@@ -1,0 +1,317 @@
+"""What keeps a model good: watch the champion, alarm, retrain, roll out by canary, and never learn from rubbish.
+
+Once a day the champion is judged by its `Watch`; what is found becomes the samples that the alarm rules read. A drift
+or a surprise sets off retraining, now and in the weeks that follow, since the labels of the new days come late. While
+an alarm says that data or labels are not what they seem, nothing is trained, and what was asked meanwhile is left out
+for good. A candidate that clears its gates becomes a canary; the rest is the rollout's.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from common.clock import DAY, HOUR, SECOND, Clock
+from common.data.log import EventLog
+from common.data.splits import Split
+from common.errors import BadSetting
+from common.lifecycle.evidence import Evidence, Observation
+from common.lifecycle.journal import FAULTS, Journal
+from common.lifecycle.parity import rescored
+from common.lifecycle.rollout import Rollout, Step, Steps
+from common.lifecycle.training import make
+from common.lifecycle.watch import Findings, Watch, Watching, scores
+from common.monitoring.alerts import Alarms, Alert, Series, rules, windows
+from common.monitoring.sinks import Sink
+from common.progress import Progress
+from common.registry.gates import CHAMPION
+from common.registry.registry import Registry
+from common.serving.live import Live
+from common.serving.service import Reply
+from common.system import AnySystem, Model
+
+WHO = "loop"
+TRIGGERS = ("LabelSurprise", "FeatureDrift")  # the model no longer fits
+SUSPECT = ("DataFlaw", "LabelFlaw", "LabelsSilent")  # what it would learn from is not right
+FAST = 0.25  # s
+
+Metric = tuple[str, tuple[tuple[str, str], ...]]
+
+
+@dataclass(frozen=True)
+class Policy:
+    retrain_every: int = 7 * DAY  # us, once something has set it off
+    retrainings: int = 5  # so many: the labels of the first days after a change come weeks later
+    newest: int = 75 * DAY  # us of requests that are learned from then: most of what is older is no longer true
+    settle: int = 21 * DAY  # us after which a new champion has a reference of its own
+    look: int = 6 * HOUR  # us between two looks at a canary
+    checked: int = 25  # of its newest requests, each time: their scores are computed again offline
+    steps: Steps = field(
+        default_factory=lambda: Steps(
+            least_units=20,
+            least_requests=100,
+            least_time=12 * HOUR,
+            needs=("gap",),
+            evidence=Evidence(silence=12 * HOUR),
+        )  # fmt: skip
+    )
+    watching: Watching = Watching()
+
+
+class Happened(NamedTuple):
+    at: int  # us
+    kind: str  # alarm, cleared, held, retrained, rejected, canary, advanced, promoted, rolled back
+    what: str
+    version: str | None
+
+
+@dataclass
+class _Canary:
+    name: str
+    since: int  # us
+    first: int  # row of the journal
+    model: Model[Any, Any]  # from its bundle, as training would load it
+    gaps: dict[int, float] = field(default_factory=dict)  # by row
+
+
+class Loop:
+    """Of one system, on the clock that it is given; call `hour` whenever one is over."""
+
+    def __init__(
+        self,
+        system: AnySystem,
+        registry: Registry,
+        live: Live,
+        log: EventLog,
+        journal: Journal,
+        clock: Clock,
+        *,
+        policy: Policy = Policy(),
+        sinks: Sequence[Sink] = (),
+        say: Callable[[Happened], None],
+        progress: Progress,
+    ) -> None:
+        """The champion is there, and the journal reaches back for its reference."""
+        self.system, self.registry, self.live, self.log, self.journal = system, registry, live, log, journal
+        self.clock, self.policy, self.sinks, self._say, self._progress = clock, policy, sinks, say, progress
+        self.happened: list[Happened] = []
+        self.findings: list[tuple[int, Findings]] = []
+        self.alerts: list[Alert] = []
+        standard = rules(
+            system.name, system.monitors, drift_for=policy.watching.chunk * DAY, keep=2 * DAY,
+            grace=policy.watching.reference + DAY, windows=(DAY, 6 * HOUR),
+        )  # fmt: skip
+        self._series = Series(windows(standard), lookback=2 * DAY)
+        self._alarms = Alarms(standard, clock)
+        self._rollout = Rollout(registry, system.name, config=policy.steps, who=WHO)
+        self._counts: Counter[Metric] = Counter()
+        self._canary: _Canary | None = None
+        self._events: dict[type, pa.Table] = {}
+        self._due: list[int] = []  # us, retrainings
+        self._reason = ""
+        self._spans: list[tuple[int, int]] = []  # us, of requests from which nothing is learned
+        self._is_held = False
+        champion = registry.alias(system.name, CHAMPION)
+        if champion is None:
+            raise BadSetting(f"{system.name}: must have a champion to watch, has none")
+        self._watch = self._begin(champion)
+
+    def answered(self, replies: Sequence[Reply[Any]]) -> None:
+        """Count what callers were given."""
+        for reply in replies:
+            outcome = "full" if reply.degraded is None else "degraded"
+            self._counts[_metric("ml_answers_total", system=self.system.name, outcome=outcome)] += 1
+            self._counts[_metric("ml_prediction_latency_seconds_count", system=self.system.name)] += 1
+            fast = reply.took <= FAST * SECOND
+            self._counts[_metric("ml_prediction_latency_seconds_bucket", system=self.system.name, le="0.25")] += fast
+
+    def hour(self) -> None:
+        """An hour is over."""
+        now = self.clock.now()
+        if self._canary is not None and now % self.policy.look == 0:
+            self._look(now, self._canary)
+        self._counts[_metric("ml_labels_total", system=self.system.name)] = len(self.journal.heard)
+        samples: dict[Metric, float] = dict(self._counts)
+        if now % DAY == 0:
+            samples |= self._judge(now)
+        self._series.add(now, samples)
+        changed = self._alarms.step(self._series)
+        self.alerts += changed
+        for sink in self.sinks:
+            sink.send(changed)
+        for alert in changed:
+            if alert.state in ("firing", "resolved"):
+                kind = "alarm" if alert.state == "firing" else "cleared"
+                about = ", ".join(value for name, value in alert.labels if name != "system")
+                self._tell(kind, f"{alert.rule}{f' ({about})' if about else ''}: {alert.summary}")
+        if now % DAY == 0:
+            self._decide(now)
+
+    def _tell(self, kind: str, what: str, version: str | None = None) -> None:
+        happened = Happened(self.clock.now(), kind, what, version)
+        self.happened.append(happened)
+        self._say(happened)
+
+    # Watching
+
+    def _begin(self, champion: str) -> Watch:
+        """Judge a champion from now on, against the weeks before."""
+        now = self.clock.now()
+        version = self.registry.get(self.system.name, champion)
+        model = self.system.load(self.registry.path(version))
+        self._champion, self._since = champion, now
+        rows = self.journal.rows(now - self.policy.watching.reference, now)
+        said = scores(self.journal, model, rows)
+        said[self.journal.columns.as_of[rows] < int(version.lineage["train"][1])] = np.nan
+        return Watch(self.journal, now, champion, said, self.policy.watching)
+
+    def _judge(self, now: int) -> dict[Metric, float]:
+        """The samples of a day; what is missing has none."""
+        if now - self._since in (self.policy.settle, self.policy.watching.reference):
+            self._watch.settle(now)
+        found = self._watch.day(now)
+        self.findings.append((now, found))
+        system = self.system.name
+        samples: dict[Metric, float | None] = {
+            _metric("ml_monitoring_last_run_timestamp_seconds", system=system): now / SECOND,
+            _metric("ml_label_surprise", system=system): found.surprise,
+            _metric("ml_canary_share", system=system): self.registry.traffic(system).canary_share,
+        }
+        for (column, distance), ratio in found.drift.items():
+            samples[_metric("ml_feature_drift_ratio", system=system, column=column, distance=distance)] = ratio
+        for flaw in found.data:
+            name = _metric("ml_data_flaw_ratio", system=system, column=flaw.column, kind=flaw.kind)
+            samples[name] = flaw.ratio
+        worst: dict[str, float] = {}
+        for flaw in found.labels:
+            if flaw.ratio is not None:
+                worst[flaw.kind] = max(worst.get(flaw.kind, 0.0), flaw.ratio)
+        samples |= {_metric("ml_label_flaw_ratio", system=system, kind=kind): ratio for kind, ratio in worst.items()}
+        return {name: value for name, value in samples.items() if value is not None}
+
+    # Retraining
+
+    def _decide(self, now: int) -> None:
+        firing = [alert for alert in self._alarms.active() if alert.state == "firing"]
+        suspect = [alert for alert in firing if alert.rule in SUSPECT]
+        if suspect:
+            # labels that are wrong are about requests of the weeks before
+            back = self.policy.watching.label_window * DAY + self.system.early_delay
+            since = min(alert.since - DAY - (back if alert.rule != "DataFlaw" else 0) for alert in suspect)
+            self._spans.append((since, now))
+        trigger = next((alert for alert in firing if alert.rule in TRIGGERS), None)
+        if trigger is not None and not self._due and self._watch.began <= trigger.since:
+            self._due = [now + i * self.policy.retrain_every for i in range(self.policy.retrainings)]
+            self._reason = trigger.rule
+        if not self._due or now < self._due[0] or self._canary is not None:
+            return
+        if suspect:
+            if not self._is_held:
+                self._tell("held", f"nothing is trained while {suspect[0].rule} says: {suspect[0].summary}")
+            self._is_held = True
+            return
+        self._is_held = False
+        self._due = [at for at in self._due if at > now]
+        self._retrain(now)
+
+    def _retrain(self, now: int) -> None:
+        """Learn from all that is known by now, be judged on the newest days of it."""
+        system, delay = self.system, self.system.early_delay
+        champion = self.registry.get(system.name, self._champion)
+        known = self.journal.examples(now, delay, self._spans)
+        end = now - delay
+        split = Split(
+            (max(int(known.as_of[0]), now - self.policy.newest), end - system.retrain_span),
+            (end - system.retrain_span, end),
+        )
+        origin = {"position": self.log.head().position, "origin": {"loop": self._reason}}
+        try:
+            trained = make(
+                system, self.registry, known, split, champion.lineage["params"], system.retrain_gates, origin,
+                self._progress,
+            )  # fmt: skip
+        except BadSetting as error:
+            self._tell("held", f"too little is known: {error}")
+            return
+        name = trained.version.name
+        self._tell("retrained", f"on {trained.rows['train']:,} requests, because of {self._reason}", name)
+        missed = [verdict.message for verdict in trained.version.verdicts if not verdict.passed]
+        if missed:
+            self._tell("rejected", missed[0], name)
+            return
+        self.canary(name, f"cleared its gates on {trained.report.rows:,} requests")
+
+    # Rolling out
+
+    def canary(self, version: str, why: str) -> None:
+        """Give a version its first units."""
+        step = self._rollout.start(version, why)
+        if step.kind == "advanced":
+            found = self.registry.get(self.system.name, version)
+            with self.registry.private(found) as folder:
+                model = self.system.load(folder)
+            self._canary = _Canary(version, self.clock.now(), len(self.journal), model)
+        self._follow(step, version, "canary" if step.kind == "advanced" else step.kind)
+
+    def _look(self, now: int, canary: _Canary) -> None:
+        """What the canary has shown so far, and what follows from it."""
+        step = self._rollout.step(self._observed(canary, now), now)
+        if step.kind == "hold":
+            return
+        if step.kind != "advanced":
+            self._canary = None
+        self._follow(step, canary.name, "rolled back" if step.kind == "none" else step.kind)
+        if step.kind == "promoted":
+            self._watch = self._begin(canary.name)
+
+    def _follow(self, step: Step, version: str, kind: str) -> None:
+        self.live.refresh()
+        share = f"{step.share:.0%} of the units: " if kind in ("canary", "advanced") else ""
+        self._tell(kind, share + step.why, version)
+
+    def _observed(self, canary: _Canary, now: int) -> list[Observation]:
+        journal, c = self.journal, self.journal.columns
+        rows = range(canary.first, len(journal))
+        mine = [row for row in rows if c.routed[row] == canary.name]
+        new = [row for row in mine if row not in canary.gaps and journal.positions[row] and np.isfinite(c.score[row])]
+        for row, gap in zip(new[-self.policy.checked :], self._gaps(canary, new[-self.policy.checked :]), strict=True):
+            canary.gaps[row] = gap
+        labels, _ = journal.labels(now, self.system.early_delay)
+        known = [row for row in rows if np.isfinite(labels[row])]
+        paid: Mapping[int, float] = {}
+        if known:
+            asked = [journal.requests(slice(row, row + 1))[0] for row in known]
+            losses = self.system.losses(asked, [journal.answers[row] for row in known], labels[known])
+            paid = dict(zip(known, losses.paid.tolist(), strict=True))
+        routed = {canary.name, self._champion}
+        return [
+            Observation(
+                unit=c.unit[row], canary=c.routed[row] == canary.name, at=int(c.as_of[row]),
+                failed=FAULTS[c.fault[row]] == "failed", missing=FAULTS[c.fault[row]] == "missing",
+                # only of a canary is it asked whether it scores like its bundle: the champion was one
+                took=int(c.took[row]), gap=canary.gaps.get(row) if c.routed[row] == canary.name else 0.0,
+                loss=paid.get(row),
+            )
+            for row in rows
+            if c.routed[row] in routed
+        ]  # fmt: skip
+
+    def _gaps(self, canary: _Canary, rows: Sequence[int]) -> Sequence[float]:
+        """|live - offline score| of requests, with features computed anew from the log."""
+        if not rows:
+            return ()
+        for kind in {view.source for view in self.system.views}:
+            held = self._events.get(kind)
+            new = self.log.read(kind, held["position"][-1].as_py() if held is not None and held.num_rows else 0)
+            self._events[kind] = new if held is None else pa.concat_tables([held, new])
+        asked = self.journal.table.take(pa.array(rows))
+        positions = [self.journal.positions[row] for row in rows]
+        again = rescored(self.system, canary.model, asked, positions, self._events)
+        return np.abs(self.journal.columns.score[list(rows)] - again).tolist()  # type: ignore[no-any-return]
+
+
+def _metric(name: str, /, **labels: str) -> Metric:
+    return name, tuple(sorted(labels.items()))

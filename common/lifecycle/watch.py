@@ -1,0 +1,218 @@
+"""What is known of a champion in production: drift, surprise, flaws of data and labels, quality; once a day.
+
+Everything is measured against a reference: the weeks before it became champion, in which labels had time to come and
+nothing was wrong. What cannot be known yet is missing, not quiet.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.clock import DAY, SECOND
+from common.errors import BadData, BadDefinition
+from common.features.view import Array
+from common.lifecycle.journal import NEVER, SCORE, Journal
+from common.monitoring import drift, quality, sketches
+from common.monitoring.quality import Flaw, LabelHabits, Surprise, Told
+from common.system import RowError, Rows
+
+LAG = "lag"  # s, from when a request happened, as the client says, to when it was logged
+
+
+@dataclass(frozen=True)
+class Watching:
+    """How closely, and at which rates of false alarms."""
+
+    reference: int = 42 * DAY  # us before the champion began
+    chunk: int = 7  # days that are compared for drift; it alarms when two in a row exceed
+    drift_rate: float = 0.01  # of false alarms, per chunk, over all columns and distances
+    surprise_rate: float = 1e-3  # one false alarm in so many days
+    levels: tuple[float, ...] = (0.1, 0.3)  # shares of the reference's positives: surprise is looked for below each
+    flaw_rate: float = 1e-6  # per day, over all columns
+    flaw_margin: float = 0.02  # share of rows
+    label_window: int = 7  # days of labels that are judged together
+
+
+@dataclass(frozen=True)
+class Below:
+    """Surprise among the requests that scored below a level: positives that nobody had expected there.
+
+    Above it, a model that is fooled looks no worse than before: it only finds fewer of them.
+    """
+
+    level: float
+    ratio: float  # of positives that are known early, to summed scores
+    surprise: Surprise
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Of one day. Ratios are to thresholds: above 1 is too much; None is missing."""
+
+    drift: dict[tuple[str, str], float | None]  # by column and distance, of the last whole chunk
+    surprise: float | None
+    data: tuple[Flaw, ...]
+    labels: tuple[Flaw, ...]
+
+
+class Watch:
+    """Of one champion, from the day on which it begins."""
+
+    def __init__(self, journal: Journal, began: int, champion: str, scores: Array, config: Watching) -> None:
+        """`scores` of the champion for the requests of the reference, (n,); NaN for those that it has learned from."""
+        self.journal, self.began, self.champion, self.config = journal, began, champion, config
+        rows = journal.rows(began - config.reference, began)
+        self._reference = self._calibrate(began)
+        self._habits: LabelHabits | None = None
+        self._below = self._fit_surprise(rows, scores, began)
+        self._judged = journal.system.early_delay + began
+        self._shifts: dict[tuple[str, str], float | None] = {}
+        self._chunk_from = began
+
+    def settle(self, now: int) -> None:
+        """Learn what is usual from the champion's own time: labels and scores depend on what it decides."""
+        self._habits = self._fit_habits(now)
+        if now - self.began >= self.config.reference:
+            self._reference, self._chunk_from = self._calibrate(now), now
+        if not self._below:
+            rows = self.journal.rows(self.began, now)
+            self._below, self._judged = self._fit_surprise(rows, self.journal.columns.score[rows], now), now
+
+    def day(self, now: int) -> Findings:
+        """What is found at the end of a day; `now`, us."""
+        if self._reference is not None and now - self._chunk_from >= self.config.chunk * DAY:
+            chunk = self._sketched(self.journal.rows(self._chunk_from, now))
+            self._shifts = {(s.column, s.distance): s.ratio for s in self._reference.judge(chunk)}
+            self._chunk_from = now
+        return Findings(self._shifts, self._surprise(now), self._flaws(now), self._labels(now))
+
+    def outside(self, now: int) -> float | None:
+        """The largest share of the last day's rows that is outside of a column's usual range."""
+        shares = [f.share for f in self._flaws(now) if f.kind == "out_of_range" and f.share is not None]
+        return max(shares, default=None)
+
+    def _columns(self, rows: slice) -> dict[str, Array]:
+        c = self.journal.columns
+        lag = (c.as_of[rows] - c.asked[rows]) / SECOND
+        named = dict(zip(self.journal.watched, c.watched[rows].T, strict=True))
+        return {**named, SCORE: c.score[rows], LAG: lag}
+
+    def _sketched(self, rows: slice) -> dict[str, sketches.Sketch]:
+        assert self._reference is not None
+        return drift.sketch(self._reference, self._columns(rows))
+
+    def _calibrate(self, now: int) -> drift.Reference | None:
+        """By blocks of a day; None: the reference is too short. Usual scores are those of a champion all that time."""
+        rows = self.journal.rows(now - self.config.reference, now)
+        columns = self._columns(rows)
+        if now - self.began < self.config.reference:
+            del columns[SCORE]
+        whole = {name: sketches.Numeric.of(values) for name, values in columns.items()}
+        day = (self.journal.columns.as_of[rows] - now) // DAY
+        blocks = [
+            {name: whole[name].empty_like().update(values[day == d]) for name, values in columns.items()}
+            for d in np.unique(day)
+        ]
+        try:
+            return drift.calibrate(blocks, chunk=self.config.chunk, rate=self.config.drift_rate, seed=0)
+        except BadDefinition:
+            return None
+
+    def _flaws(self, now: int) -> tuple[Flaw, ...]:
+        """Of the last day."""
+        if self._reference is None:
+            return ()
+        usual = {name: sketch for name, sketch in self._reference.sketches.items() if name != SCORE}
+        chunk = self._sketched(self.journal.rows(now - DAY, now))
+        return quality.flaws(usual, chunk, rate=self.config.flaw_rate, margin=self.config.flaw_margin)
+
+    def _told(self, start: int, end: int) -> Told:
+        journal, c = self.journal, self.journal.columns
+        heard = journal.heard_between(start, end)
+        row = np.array([h.row for h in heard], np.int64)
+        known, at = row >= 0, np.maximum(row, 0)
+        score = np.where(known & np.array([h.is_even for h in heard], bool), c.score[at], np.nan)
+        due = journal.rows(start, end)
+        return Told(
+            request=np.where(known, row, -1 - np.arange(len(row))), known=known, asked=c.asked[at],
+            dated=np.array([h.dated for h in heard], np.int64), heard=np.array([h.at for h in heard], np.int64),
+            value=np.array([h.value for h in heard]), score=score, due=due.stop - due.start,
+        )  # fmt: skip
+
+    def _fit_habits(self, now: int) -> LabelHabits | None:
+        """How labels came, day by day, once those of the champion before have become few."""
+        days = range(self.began + self.journal.system.early_delay, now, DAY)
+        try:
+            habits = LabelHabits.fit([self._told(day, day + DAY) for day in days], rate=self.config.flaw_rate)
+        except BadData:
+            return None
+        return habits
+
+    def _labels(self, now: int) -> tuple[Flaw, ...]:
+        if self._habits is None:
+            return ()
+        return quality.labels_health(self._habits, self._told(now - self.config.label_window * DAY, now))
+
+    def _fit_surprise(self, rows: slice, scores: Array, now: int) -> list[Below]:
+        """From requests that the champion did not learn from and whose outcomes had time to come; []: too few."""
+        journal, delay = self.journal, self.journal.system.early_delay
+        label, fits = self._early(rows)
+        c = journal.columns
+        as_of = c.as_of[rows]
+        fits &= (as_of < now - delay) & np.isfinite(scores)
+        if not label[fits].any():
+            return []
+        found = []
+        for share in self.config.levels:
+            level = float(np.quantile(scores[fits & (label == 1)], share))
+            low = fits & (scores < level)
+            if not label[low].any():
+                continue
+            ratio = float(label[low].sum() / scores[low].sum())
+            expected = np.minimum(scores[low] * ratio, 1)
+            try:
+                surprise = Surprise.fit(expected, label[low], c.unit[rows][low], as_of[low] // DAY)
+            except BadData:
+                continue
+            found.append(Below(level, ratio, surprise))
+        return found
+
+    def _early(self, rows: slice) -> tuple[Array, NDArray[np.bool_]]:
+        """Whether a positive was told within the early delay, and where that can be known, (n,) each."""
+        journal, c = self.journal, self.journal.columns
+        told_at, told = np.array(journal.told_at[rows]), np.array(journal.told[rows])
+        in_time = (told_at != NEVER) & (told_at <= c.as_of[rows] + journal.system.early_delay)
+        return np.where(in_time & (told == 1), 1.0, 0.0), ~c.is_hidden[rows]
+
+    def _surprise(self, now: int) -> float | None:
+        """Evidence over what is enough, with the requests that have just become old enough."""
+        if not self._below:
+            return None
+        c, delay = self.journal.columns, self.journal.system.early_delay
+        rows = self.journal.rows(self._judged - delay, now - delay)
+        self._judged = max(self._judged, now)
+        label, fits = self._early(rows)
+        score = c.score[rows]
+        fits &= np.isfinite(score)
+        for i, below in enumerate(self._below):
+            low = fits & (score < below.level)
+            expected = np.minimum(score[low] * below.ratio, 1)
+            sums = below.surprise.sums(expected, label[low], c.unit[rows][low], c.as_of[rows][low] // DAY)
+            for _, observed, hoped in zip(*sums, strict=True):
+                self._below[i] = below = replace(below, surprise=below.surprise.after(float(observed), float(hoped)))
+        logs = np.array([below.surprise.detection for below in self._below])
+        found = float(np.logaddexp.reduce(logs) - math.log(len(logs)))  # the mean of e-detectors is one
+        return max(found, 0.0) / -math.log(self.config.surprise_rate)
+
+
+def scores(journal: Journal, model: Any, rows: slice) -> Array:
+    """What a model says of requests that others have answered, (n,); NaN: nothing."""
+    table = journal.table.slice(rows.start, rows.stop - rows.start)
+    said: Sequence[Any] = model.predict(
+        journal.requests(rows), Rows(table, np.arange(table.num_rows + 1)), journal.x[rows]
+    )
+    return np.array([math.nan if isinstance(p, RowError) else journal.system.score(p) for p in said])
