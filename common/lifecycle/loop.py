@@ -44,10 +44,10 @@ Metric = tuple[str, tuple[tuple[str, str], ...]]
 @dataclass(frozen=True)
 class Policy:
     retrain_every: int = 7 * DAY  # us, once something has set it off
-    retrainings: int = 5  # so many: the labels of the first days after a change come weeks later
+    retrainings: int = 4  # so many: the labels of the first days after a change come weeks later
     newest: int = 75 * DAY  # us of requests that are learned from then: most of what is older is no longer true
     settle: int = 21 * DAY  # us after which a new champion has a reference of its own
-    look: int = 6 * HOUR  # us between two looks at a canary
+    look: int = 12 * HOUR  # us between two looks at a canary
     checked: int = 25  # of its newest requests, each time: their scores are computed again offline
     steps: Steps = field(
         default_factory=lambda: Steps(
@@ -78,7 +78,7 @@ class _Canary:
 
 
 class Loop:
-    """Of one system, on the clock that it is given; call `hour` whenever one is over."""
+    """Of one system, on the clock that it is given; call `tick` as time goes on, midnights included."""
 
     def __init__(
         self,
@@ -128,8 +128,8 @@ class Loop:
             fast = reply.took <= FAST * SECOND
             self._counts[_metric("ml_prediction_latency_seconds_bucket", system=self.system.name, le="0.25")] += fast
 
-    def hour(self) -> None:
-        """An hour is over."""
+    def tick(self) -> None:
+        """Some time is over, a part of a day."""
         now = self.clock.now()
         if self._canary is not None and now % self.policy.look == 0:
             self._look(now, self._canary)
@@ -163,10 +163,10 @@ class Loop:
         version = self.registry.get(self.system.name, champion)
         model = self.system.load(self.registry.path(version))
         self._champion, self._since = champion, now
-        rows = self.journal.rows(now - self.policy.watching.reference, now)
+        learned_until = int(version.lineage["train"][1])
+        rows = self.journal.rows(max(now - self.policy.watching.reference, learned_until), now)
         said = scores(self.journal, model, rows)
-        said[self.journal.columns.as_of[rows] < int(version.lineage["train"][1])] = np.nan
-        return Watch(self.journal, now, champion, said, self.policy.watching)
+        return Watch(self.journal, now, champion, rows, said, self.policy.watching)
 
     def _judge(self, now: int) -> dict[Metric, float]:
         """The samples of a day; what is missing has none."""

@@ -29,6 +29,7 @@ from common.serving.service import LUCK, NOTHING, RULE, AnyService, Reply, Servi
 from common.system import Answer, AnySystem, Arrival, World, find
 
 WHO = "simulation"
+STEP = 2 * HOUR  # us that the world does not hear of what is answered
 SPARE = 1  # days that a world lasts beyond what is simulated
 
 
@@ -88,18 +89,21 @@ def live(
     *,
     batch: int,
     progress: Progress,
+    step: int = HOUR,
     journal: Journal | None = None,
     passed: Callable[[int], None] = lambda at: None,
 ) -> Iterator[list[tuple[Any, Reply[Any]]]]:
-    """Let the world go on over a span of time, us, hour by hour: it asks, somebody answers, outcomes come.
+    """Let the world go on over a span of time, us, step by step: it asks, somebody answers, outcomes come.
 
     At most `batch` requests are answered at once, and one of each unit, so that each is seen by the next. A request is
-    logged as it arrives, and its answer beside it. Yields what was answered, batch by batch; nothing happens unless
-    somebody asks for the next one. The journal is kept, and `passed` called when an hour is over.
+    logged as it arrives, and its answer beside it; the log, to which nobody else may append, has it when a step is
+    over. Yields what was answered, batch by batch; nothing happens unless somebody asks for the next one. The journal
+    is kept, and `passed` called when a step is over.
     """
     outcome = system.outcome.source
-    for hour in progress.over(range(span[0], span[1], HOUR), "the world lives"):
-        until = min(hour + HOUR, span[1])
+    for begun in progress.over(range(span[0], span[1], step), "the world lives"):
+        until = min(begun + step, span[1])
+        position, waiting = log.head().position, list[tuple[int, Event]]()
         for part in _batches(system, world.arrivals(until), batch):
             asked = [(at, event) for at, event in part if isinstance(event, system.request)]
             as_of = np.array([at for at, _ in asked], np.int64)
@@ -112,7 +116,9 @@ def live(
                 if reply := reply_to.get(event.event_id):
                     events.append((at, remember(system, event, reply, at)))
             kept = [event for _, event in events]
-            logged = log.append(kept, [at for at, _ in events])
+            places = enumerate((at for at, _ in events), position + len(waiting) + 1)
+            logged = [Logged(position=place, created_timestamp=at) for place, at in places]
+            waiting += events
             answers.heard(kept, logged)
             if journal is not None:
                 placed = list(zip(kept, logged, strict=True))
@@ -123,6 +129,8 @@ def live(
                 journal.tell([e for e, _ in labels], [at for _, at in labels])
             world.react([(event, reply.answer) for event, reply in answered])
             yield answered
+        if waiting:
+            log.append([event for _, event in waiting], [at for at, _ in waiting])
         passed(until)
 
 
@@ -249,14 +257,14 @@ class Simulation:
             def passed(at: int) -> None:
                 self.clock.advance(at)
                 if self.loop is not None:
-                    self.loop.hour()
+                    self.loop.tick()
                     if bad is not None and at == self.start + bad[0] * DAY:
                         self._spoil(self.loop, bad[1])
 
             span = (self.start, self.start + self.days * DAY)
             for answered in live(
                 self.system, self.world, self.log, answers, span,
-                batch=64, progress=self.progress, journal=self.journal, passed=passed,
+                batch=64, step=STEP, progress=self.progress, journal=self.journal, passed=passed,
             ):  # fmt: skip
                 if self.loop is not None:
                     self.loop.answered([reply for _, reply in answered])

@@ -62,10 +62,11 @@ class Findings:
 class Watch:
     """Of one champion, from the day on which it begins."""
 
-    def __init__(self, journal: Journal, began: int, champion: str, scores: Array, config: Watching) -> None:
-        """`scores` of the champion for the requests of the reference, (n,); NaN for those that it has learned from."""
+    def __init__(
+        self, journal: Journal, began: int, champion: str, rows: slice, scores: Array, config: Watching
+    ) -> None:
+        """`scores` of the champion for requests of the reference, (n,), that it has not learned from."""
         self.journal, self.began, self.champion, self.config = journal, began, champion, config
-        rows = journal.rows(began - config.reference, began)
         self._reference = self._calibrate(began)
         self._habits: LabelHabits | None = None
         self._below = self._fit_surprise(rows, scores, began)
