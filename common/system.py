@@ -227,6 +227,7 @@ class System(Generic[Q, P, A]):
     world: Callable[
         [int, str | None, int | None], World[Q, A]
     ]  # seed, drift ("kind@day"), days if not as many as usual
+    drifts: tuple[str, ...]  # kinds that the world knows
     history: tuple[int, int]  # us: the log of a new world begins here and ends here
     validation_span: int  # us; tuning is judged on so much of the past
     test_span: int  # us; a candidate is judged on so much of it
@@ -272,6 +273,7 @@ class Presets:
 
     small: Callable[[], AnySystem]  # trains in seconds
     full: Callable[[], AnySystem]
+    simulated: Callable[[], AnySystem]  # like the full one, as large as months of it can be lived through in minutes
 
 
 def names(package: str) -> list[str]:

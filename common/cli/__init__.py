@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common.cli import access, making, serving, state, trust, versions
+from common.cli import access, making, serving, simulating, state, trust, versions
 from common.cli.desk import Desk, Document
 from common.clock import SECOND, stopwatch
 from common.errors import BadSetting, PlatformError
+from common.lifecycle import faults
 from common.serving.auth import SCOPES
 from common.settings import Settings
 from common.system import names
@@ -92,6 +93,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _days(text: str) -> int:
+    if not 1 <= (days := _count(text)) <= 1_000:
+        raise argparse.ArgumentTypeError(f"must be from 1 to 1000 days, got {text}")
+    return days
+
+
 def _folder(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("must name a folder, got ''")
@@ -126,7 +133,7 @@ def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
 
     command("list", versions.systems, "the systems, their live versions", "--json")
     for name, run, summary, tune in (
-        ("run", making.run, "the whole loop once, narrated", 5),
+        ("run", simulating.run, "the whole loop once, narrated", 5),
         ("train", making.train, "train a version and publish it", 0),
     ):
         sub = command(name, run, summary, f"{system} --preset small --seed 1")
@@ -139,6 +146,19 @@ def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
         if name == "train":
             source.add_argument("--data", type=_folder, metavar="DIR", help="your own data, in the system's layout")
         sub.add_argument("--tune", type=_count, default=tune, metavar="N", help=f"Optuna trials (default {tune})")
+    sub = command(
+        "simulate",
+        simulating.simulate,
+        "months of the loop in a minute",
+        f"{system} --days 90 --drift KIND@30 --seed 1",
+    )
+    sub.add_argument("--days", type=_days, default="90", metavar="N", help="after the first model (default 90)")
+    kinds = ", ".join(faults.KINDS)
+    sub.add_argument("--drift", metavar="KIND@DAY", help=f"what changes, and when: the system's own kinds, or {kinds}")
+    sub.add_argument("--preset", choices=("small", "full"), default="small", help="how large a world (default small)")
+    sub.add_argument("--seed", type=_count, default="0", help="of the world (default 0)")
+    page = "where the page of pictures goes (default simulation.html in the system's folder under MLSYS_HOME)"
+    sub.add_argument("--report", type=_folder, metavar="FILE", help=page)
     command("trials", versions.trials, "what tuning tried, and what came of it", system)
     command("versions", versions.versions, "what was published, what is live, who changed it", f"{system} --json")
     sub = command("promote", versions.promote, "make a version live", f"{system} 4f0c1a --why 'better on new cards'")

@@ -1,30 +1,25 @@
-"""The commands that make a model: run, train."""
+"""The command that makes a model: train."""
 
 import argparse
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from common.cli.desk import Desk, Document, number, who
-from common.clock import DAY, SimulatedClock
+from common.cli.desk import Desk, Document, number
+from common.clock import SimulatedClock
 from common.data import folder
 from common.data.log import EventLog
 from common.errors import BadSetting
-from common.features.online import open_store
 from common.lifecycle import training
-from common.lifecycle.parity import parity
-from common.lifecycle.simulation import ByRule, ByService, live
+from common.lifecycle.simulation import ByRule, live
 from common.lifecycle.training import Trained
 from common.registry.registry import Registry
-from common.schema import choices
-from common.serving.service import Service, fixed
-from common.system import Answer, AnySystem, World
+from common.system import AnySystem, World
 
 
 @dataclass(frozen=True)
@@ -56,8 +51,8 @@ def train(desk: Desk, arguments: argparse.Namespace) -> Document:
         return _train_on_folder(desk, system, arguments)
     with _world(desk, system, arguments.seed) as simulated, desk.registry() as registry:
         trained = _trained(desk, system, simulated, registry, arguments)
-    _show_report(desk, trained)
-    return _trained_document(arguments, trained)
+    show_report(desk, trained)
+    return trained_document(arguments, trained)
 
 
 def _train_on_folder(desk: Desk, system: AnySystem, arguments: argparse.Namespace) -> Document:
@@ -79,8 +74,8 @@ def _train_on_folder(desk: Desk, system: AnySystem, arguments: argparse.Namespac
             system, log, desk.snapshots, registry,
             trials=desk.trials(system.name), tune=arguments.tune, world=None, origin=origin, progress=desk.progress,
         )  # fmt: skip
-    _show_report(desk, trained)
-    return {**_trained_document(arguments, trained), "seed": None, "data": said, "appended": appended._asdict()}
+    show_report(desk, trained)
+    return {**trained_document(arguments, trained), "seed": None, "data": said, "appended": appended._asdict()}
 
 
 def _trained(
@@ -93,7 +88,7 @@ def _trained(
     )  # fmt: skip
 
 
-def _trained_document(arguments: argparse.Namespace, trained: Trained) -> Document:
+def trained_document(arguments: argparse.Namespace, trained: Trained) -> Document:
     return {
         "system": arguments.system,
         "preset": arguments.preset,
@@ -107,7 +102,7 @@ def _trained_document(arguments: argparse.Namespace, trained: Trained) -> Docume
     }
 
 
-def _show_report(desk: Desk, trained: Trained) -> None:
+def show_report(desk: Desk, trained: Trained) -> None:
     report = trained.report
     table = Table("metric", "this model", *report.baselines, *(["ceiling"] if report.ceiling else []))
     for name, value in report.metrics.items():
@@ -123,62 +118,3 @@ def _show_report(desk: Desk, trained: Trained) -> None:
     for verdict in trained.version.verdicts:
         desk.out.print(("[green]pass[/] " if verdict.passed else "[red]FAIL[/] ") + verdict.message)
     desk.out.print(f"published as {trained.version.name}, judged on {report.rows:,} requests")
-
-
-def run(desk: Desk, arguments: argparse.Namespace) -> Document:
-    system, out = desk.system(arguments), desk.out
-    out.print(f"[bold]1. A world lives[/]: we shall {system.summary}. There is no model yet, so a rule answers.")
-    with _world(desk, system, arguments.seed) as simulated, desk.registry() as registry:
-        out.print(f"   The log holds {simulated.log.head().position:,} events.")
-        out.print(f"[bold]2. A model is trained[/] on what was known at each moment, after {arguments.tune} trials.")
-        revision = registry.revision(system.name)  # whoever promotes meanwhile wins
-        trained = _trained(desk, system, simulated, registry, arguments)
-        out.print("[bold]3. It is judged[/] on later weeks, against what it must beat and the best that is possible.")
-        _show_report(desk, trained)
-        name = trained.version.name
-        why = f"cleared its gates on {trained.report.rows} requests"
-        registry.promote(system.name, name, who=who(), why=why, expected=revision)
-        out.print(f"[bold]4. It is promoted[/]: champion is {name}.")
-        out.print("[bold]5. It answers[/] for a day, one request at a time, from the online features.")
-        served = _serve_a_day(desk, system, simulated, registry, name)
-    out.print("Look at it: mlsys versions, mlsys trials; take it back: mlsys rollback " + system.name)
-    return {**_trained_document(arguments, trained), "champion": name, "served": served}
-
-
-def _serve_a_day(desk: Desk, system: AnySystem, simulated: Simulation, registry: Registry, name: str) -> Document:
-    """Answer online, then compute the same features offline: they must be the same numbers."""
-    model = system.load(registry.path(registry.get(system.name, name)))
-    log = simulated.log
-    start = log.head().position
-    of_this_log = f"{system.name}.{simulated.folder.name}"  # it ends with the command, and so do its features
-    path = simulated.folder / "online.db"
-    with closing(open_store(desk.settings.redis_url, path, of_this_log, system.views)) as store, ExitStack() as end:
-        end.callback(store.clear)
-        with desk.progress.step("online features from the log"):
-            by_model = ByService(Service(system, fixed(name, model), store), log)
-        day = (system.history[1], system.history[1] + DAY)
-        batches = live(system, simulated.world, log, by_model, day, batch=1, progress=desk.progress)
-        said = [(request, reply.answer) for batch in batches for request, reply in batch]
-    gap = parity(system, log, {name: model}).gap
-    counts = _show_answers(desk, system, said)
-    desk.out.print(f"   Online and offline features differ by at most {gap:.1e}, relative to their size.")
-    return {
-        "requests": len(said),
-        "answers": counts,
-        "events": log.head().position - start,
-        "online_offline_gap": gap,
-    }
-
-
-def _show_answers(desk: Desk, system: AnySystem, said: Sequence[tuple[Any, Answer]]) -> dict[str, dict[str, int]]:
-    """How often each choice was made, and the last example of it."""
-    counts: dict[str, dict[str, int]] = {}
-    kind: type[Answer] = system.answer
-    for name in (field for field in kind.model_fields if choices(kind, field)):
-        counts[name] = Counter(str(getattr(answer, name)) for _, answer in said)
-        desk.out.print(f"   {name}: " + ", ".join(f"{n} {choice}" for choice, n in counts[name].items()))
-        for choice in counts[name]:
-            request, answer = next((r, a) for r, a in reversed(said) if str(getattr(a, name)) == choice)
-            shown = f"   {request.model_dump_json()}\n   -> {answer.model_dump_json()}"
-            desk.out.print(shown, markup=False)
-    return counts

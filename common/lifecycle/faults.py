@@ -137,8 +137,8 @@ def spoil(folder: Path, kind: str) -> None:
 def parse(system: AnySystem, drift: str) -> tuple[str, int]:
     """The kind and the day of "kind@day"; raises BadSetting."""
     kind, _, day = drift.partition("@")
-    if not (kind and day.isascii() and day.isdigit()):
-        raise BadSetting(f"drift: must be KIND@DAY, such as {KINDS[0]}@30 or one of {system.name}'s own, got {drift!r}")
+    if kind not in (kinds := (*system.drifts, *KINDS)) or not day.isascii() or not day.isdigit():
+        raise BadSetting(f"drift: must be KIND@DAY with one of {', '.join(kinds)}, got {drift!r}")
     return kind, int(day)
 
 

@@ -46,7 +46,6 @@ class Policy:
     retrain_every: int = 7 * DAY  # us, once something has set it off
     retrainings: int = 4  # so many: the labels of the first days after a change come weeks later
     newest: int = 75 * DAY  # us of requests that are learned from then: most of what is older is no longer true
-    settle: int = 21 * DAY  # us after which a new champion has a reference of its own
     look: int = 12 * HOUR  # us between two looks at a canary
     checked: int = 25  # of its newest requests, each time: their scores are computed again offline
     steps: Steps = field(
@@ -102,7 +101,7 @@ class Loop:
         self.alerts: list[Alert] = []
         standard = rules(
             system.name, system.monitors, drift_for=policy.watching.chunk * DAY, keep=2 * DAY,
-            grace=policy.watching.reference + DAY, windows=(DAY, 6 * HOUR),
+            grace=policy.watching.reference + 2 * policy.watching.chunk * DAY, windows=(DAY, 6 * HOUR),
         )  # fmt: skip
         self._series = Series(windows(standard), lookback=2 * DAY)
         self._alarms = Alarms(standard, clock)
@@ -150,6 +149,9 @@ class Loop:
         if now % DAY == 0:
             self._decide(now)
 
+    def _firing(self) -> list[Alert]:
+        return [alert for alert in self._alarms.active() if alert.state == "firing"]
+
     def _tell(self, kind: str, what: str, version: str | None = None) -> None:
         happened = Happened(self.clock.now(), kind, what, version)
         self.happened.append(happened)
@@ -162,7 +164,7 @@ class Loop:
         now = self.clock.now()
         version = self.registry.get(self.system.name, champion)
         model = self.system.load(self.registry.path(version))
-        self._champion, self._since = champion, now
+        self._champion = champion
         learned_until = int(version.lineage["train"][1])
         rows = self.journal.rows(max(now - self.policy.watching.reference, learned_until), now)
         said = scores(self.journal, model, rows)
@@ -170,7 +172,7 @@ class Loop:
 
     def _judge(self, now: int) -> dict[Metric, float]:
         """The samples of a day; what is missing has none."""
-        if now - self._since in (self.policy.settle, self.policy.watching.reference):
+        if not any(alert.rule in SUSPECT + TRIGGERS for alert in self._firing()):  # else that would become usual
             self._watch.settle(now)
         found = self._watch.day(now)
         self.findings.append((now, found))
@@ -195,7 +197,7 @@ class Loop:
     # Retraining
 
     def _decide(self, now: int) -> None:
-        firing = [alert for alert in self._alarms.active() if alert.state == "firing"]
+        firing = self._firing()
         suspect = [alert for alert in firing if alert.rule in SUSPECT]
         if suspect:
             # labels that are wrong are about requests of the weeks before

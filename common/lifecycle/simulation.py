@@ -1,9 +1,10 @@
 """The whole loop on a simulated clock: a world lives, somebody answers, the log remembers, the loop keeps watch."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from common.clock import DAY, HOUR, SimulatedClock
 from common.data.log import EventLog
 from common.data.snapshots import Snapshots
 from common.errors import BadSetting
-from common.features.online import OnlineStore, catch_up, open_store
+from common.features.online import catch_up, open_store
 from common.features.view import Array, Times
 from common.lifecycle import faults, training
 from common.lifecycle.journal import Journal
@@ -194,13 +195,17 @@ class Simulation:
         self.registry = Registry(folder / "home", self.clock, Keys(folder / "keys"))
         self.journal = Journal(self.system)
         self.loop: Loop | None = None
+        self._bad: tuple[int, str] | None = None
+        self._answers: ByService | None = None
+        self._end = ExitStack()
+        self._end.callback(self.log.close)
+        self._end.callback(self.registry.close)
 
-    def __enter__(self) -> "Simulation":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.log.close()
-        self.registry.close()
+        self._end.close()
 
     def _wait(self, us: int) -> None:
         self._stopwatch += us
@@ -234,42 +239,48 @@ class Simulation:
         self.registry.promote(system.name, trained.version.name, who=WHO, why="the first one", force=True)
         return trained
 
-    def go_on(self, *, loop: bool, bad: tuple[int, str] | None = None) -> None:
-        """The simulated days; without a loop the first champion stays. `bad`: on a day, a bad candidate of a kind."""
-        live_versions = Live(
-            self.system, self.registry, b"", self.clock, warm=lambda model: None, say=lambda line: None
+    def serve(self, until: int) -> Iterator[list[tuple[Any, Reply[Any]]]]:
+        """Let the champion, and whoever the loop puts beside it, answer up to a day; yields what was answered."""
+        if self._answers is None:
+            self._open()
+        assert self._answers is not None
+        span = (max(self.clock.now(), self.start), self.start + until * DAY)
+        for answered in live(
+            self.system, self.world, self.log, self._answers, span,
+            batch=64, step=STEP, progress=self.progress, journal=self.journal, passed=self._passed,
+        ):  # fmt: skip
+            if self.loop is not None:
+                self.loop.answered([reply for _, reply in answered])
+            yield answered
+
+    def watch(self, bad: tuple[int, str] | None = None) -> None:
+        """Begin the loop; until then the first champion stays. `bad`: on a day, a bad candidate of a kind."""
+        if self._answers is None:
+            self._open()
+        self.loop = Loop(
+            self.system, self.registry, self._live, self.log, self.journal, self.clock,
+            say=self._say, progress=Progress(quiet=True),
+        )  # fmt: skip
+        self._bad = bad
+
+    def _open(self) -> None:
+        self._live = Live(self.system, self.registry, b"", self.clock, warm=lambda model: None, say=lambda line: None)
+        self._live.refresh()
+        store: Any = self._end.enter_context(
+            closing(open_store(None, self.folder / "online.db", "simulation", self.system.views))
         )
-        live_versions.refresh()
-        store: OnlineStore = open_store(None, self.folder / "online.db", "simulation", self.system.views)
-        try:
-            seen: Any = store
-            if self.kind == "missing_feature":
-                seen = faults.FaultyStore(store, self._lost_view(), self.since)
-            service = Service(self.system, lambda: live_versions.current, seen, now=lambda: self._stopwatch)
-            with self.progress.step("online features from the log"):
-                answers = ByService(service, self.log)
-            if loop:
-                self.loop = Loop(
-                    self.system, self.registry, live_versions, self.log, self.journal, self.clock,
-                    say=self._say, progress=Progress(quiet=True),
-                )  # fmt: skip
+        if self.kind == "missing_feature":
+            store = faults.FaultyStore(store, self._lost_view(), self.since)
+        service = Service(self.system, lambda: self._live.current, store, now=lambda: self._stopwatch)
+        with self.progress.step("online features from the log"):
+            self._answers = ByService(service, self.log)
 
-            def passed(at: int) -> None:
-                self.clock.advance(at)
-                if self.loop is not None:
-                    self.loop.tick()
-                    if bad is not None and at == self.start + bad[0] * DAY:
-                        self._spoil(self.loop, bad[1])
-
-            span = (self.start, self.start + self.days * DAY)
-            for answered in live(
-                self.system, self.world, self.log, answers, span,
-                batch=64, step=STEP, progress=self.progress, journal=self.journal, passed=passed,
-            ):  # fmt: skip
-                if self.loop is not None:
-                    self.loop.answered([reply for _, reply in answered])
-        finally:
-            store.close()
+    def _passed(self, at: int) -> None:
+        self.clock.advance(at)
+        if self.loop is not None:
+            self.loop.tick()
+            if self._bad is not None and at == self.start + self._bad[0] * DAY:
+                self._spoil(self.loop, self._bad[1])
 
     def _lost_view(self) -> int:
         """The first view that a monitor watches: whoever loses another one should watch it."""
@@ -317,5 +328,6 @@ def alone(name: str, package: str, preset: str, seed: int, days: int, drift: str
     ) as simulation:
         simulation.history()
         simulation.train()
-        simulation.go_on(loop=False)
+        for _ in simulation.serve(days):
+            pass
         return simulation.regret()

@@ -20,6 +20,7 @@ from common.monitoring import drift, quality, sketches
 from common.monitoring.quality import Flaw, LabelHabits, Surprise, Told
 from common.system import RowError, Rows
 
+CLUSTERED = 2.0  # variance of a day's positives over their mean: several payments of one theft are labelled together
 LAG = "lag"  # s, from when a request happened, as the client says, to when it was logged
 
 
@@ -28,6 +29,7 @@ class Watching:
     """How closely, and at which rates of false alarms."""
 
     reference: int = 42 * DAY  # us before the champion began
+    settle: int = 21 * DAY  # us after which the champion's own time says which labels are usual
     chunk: int = 7  # days that are compared for drift; it alarms when two in a row exceed
     drift_rate: float = 0.01  # of false alarms, per chunk, over all columns and distances
     surprise_rate: float = 1e-3  # one false alarm in so many days
@@ -35,6 +37,8 @@ class Watching:
     flaw_rate: float = 1e-6  # per day, over all columns
     flaw_margin: float = 0.02  # share of rows
     label_window: int = 7  # days of labels that are judged together
+    label_rate: float = 1e-4  # per day, of taking good labels for random ones
+    label_slack: float = 0.5  # more positives by this share than scores say are no sign of that
 
 
 @dataclass(frozen=True)
@@ -69,19 +73,24 @@ class Watch:
         self.journal, self.began, self.champion, self.config = journal, began, champion, config
         self._reference = self._calibrate(began)
         self._habits: LabelHabits | None = None
+        self._even = Surprise(dispersion=CLUSTERED, slack=config.label_slack)
         self._below = self._fit_surprise(rows, scores, began)
         self._judged = journal.system.early_delay + began
         self._shifts: dict[tuple[str, str], float | None] = {}
         self._chunk_from = began
 
     def settle(self, now: int) -> None:
-        """Learn what is usual from the champion's own time: labels and scores depend on what it decides."""
-        self._habits = self._fit_habits(now)
-        if now - self.began >= self.config.reference:
+        """Learn what is usual from the champion's own time, once there is enough of it and if nothing is wrong.
+
+        Labels and scores depend on what it decides, so the time before says nothing of them.
+        """
+        if self._habits is None and now - self.began >= self.config.settle:
+            self._habits = self._fit_habits(now)
+            if not self._below:
+                rows = self.journal.rows(self.began, now)
+                self._below, self._judged = self._fit_surprise(rows, self.journal.columns.score[rows], now), now
+        if not self._has_scores and now - self.began >= self.config.reference:
             self._reference, self._chunk_from = self._calibrate(now), now
-        if not self._below:
-            rows = self.journal.rows(self.began, now)
-            self._below, self._judged = self._fit_surprise(rows, self.journal.columns.score[rows], now), now
 
     def day(self, now: int) -> Findings:
         """What is found at the end of a day; `now`, us."""
@@ -110,7 +119,8 @@ class Watch:
         """By blocks of a day; None: the reference is too short. Usual scores are those of a champion all that time."""
         rows = self.journal.rows(now - self.config.reference, now)
         columns = self._columns(rows)
-        if now - self.began < self.config.reference:
+        self._has_scores = now - self.began >= self.config.reference
+        if not self._has_scores:
             del columns[SCORE]
         whole = {name: sketches.Numeric.of(values) for name, values in columns.items()}
         day = (self.journal.columns.as_of[rows] - now) // DAY
@@ -156,7 +166,19 @@ class Watch:
     def _labels(self, now: int) -> tuple[Flaw, ...]:
         if self._habits is None:
             return ()
-        return quality.labels_health(self._habits, self._told(now - self.config.label_window * DAY, now))
+        health = quality.labels_health(self._habits, self._told(now - self.config.label_window * DAY, now))
+        return (*health, self._random(now))
+
+    def _random(self, now: int) -> Flaw:
+        """Whether labels that come whatever they say are positive more often than scores say, evidence over enough.
+
+        A drift that the champion does not see makes them rarer; labels at random make half of them positive.
+        """
+        told = self._told(now - DAY, now)
+        even = ~np.isnan(told.score)
+        self._even = self._even.after(float(told.value[even].sum()), float(told.score[even].sum()))
+        found = max(self._even.detection, 0.0) / -math.log(self.config.label_rate)
+        return Flaw("surplus", "random", found, 0.0, 1.0)
 
     def _fit_surprise(self, rows: slice, scores: Array, now: int) -> list[Below]:
         """From requests that the champion did not learn from and whose outcomes had time to come; []: too few."""

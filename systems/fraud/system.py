@@ -7,7 +7,7 @@ from common.system import Outcome as Label
 from common.system import Presets, System
 from systems.fraud import evaluation, model, serving
 from systems.fraud.benchmark import benchmark
-from systems.fraud.config import FULL, SMALL, Config
+from systems.fraud.config import DRIFTS, FULL, SIMULATED, SMALL, Config
 from systems.fraud.data import EXAMPLES, LAYOUT, Decision, Outcome, Payment, world
 from systems.fraud.features import ON_DEMAND, VIEWS
 from systems.fraud.model import Scored
@@ -24,6 +24,7 @@ def build(config: Config) -> System[Payment, Scored, Decision]:
         views=VIEWS,
         on_demand=ON_DEMAND,
         world=partial(world, config),
+        drifts=DRIFTS,
         history=(config.start, config.start + config.history_days * DAY),
         validation_span=config.validation_days * DAY,
         test_span=config.test_days * DAY,
@@ -61,4 +62,6 @@ def build(config: Config) -> System[Payment, Scored, Decision]:
     )
 
 
-SYSTEM = Presets(small=lambda: build(SMALL), full=lambda: build(FULL))
+SYSTEM = Presets(
+    small=lambda: build(SMALL), full=lambda: build(FULL), simulated=lambda: build(SIMULATED)
+)  # fmt: skip

@@ -1,0 +1,170 @@
+"""The commands that let a world live: run, simulate."""
+
+import argparse
+import multiprocessing
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common.cli.desk import Desk, Document, number, who
+from common.cli.making import show_report, trained_document
+from common.clock import DAY
+from common.lifecycle import simulation
+from common.lifecycle.loop import Happened
+from common.lifecycle.parity import models, parity
+from common.lifecycle.simulation import Regret, Simulation
+from common.lifecycle.story import story
+from common.progress import Progress
+from common.schema import choices
+from common.system import Answer, AnySystem, find
+
+RUN_DAYS = 90
+DRIFT_DAY = 30
+BAD_DAY, BAD_KIND = 14, "errors"
+
+
+@contextmanager
+def _alone(desk: Desk, name: str, preset: str, seed: int, days: int, drift: str | None) -> Iterator[Future[Regret]]:
+    """The same world without the loop, in a process beside this one; its result is waited for."""
+    desk.settings.home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=desk.settings.home, prefix="world-") as folder:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            yield pool.submit(simulation.alone, name, desk.settings.systems, preset, seed, days, drift, folder)
+
+
+@contextmanager
+def _world(
+    desk: Desk, system: AnySystem, seed: int, days: int, drift: str | None, progress: Progress
+) -> Iterator[Simulation]:
+    """It lasts as long as the command: it can be had again from the seed."""
+    start = system.history[1]
+
+    def say(happened: Happened) -> None:
+        version = f" {happened.version}" if happened.version else ""
+        line = f"   day {(happened.at - start) / DAY:5.1f}  {happened.kind:<11}{version} {happened.what}"
+        desk.out.print(line, markup=False, soft_wrap=True)
+
+    desk.settings.home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=desk.settings.home, prefix="world-") as folder:
+        with Simulation(system, Path(folder), seed=seed, days=days, drift=drift, progress=progress, say=say) as lived:
+            yield lived
+
+
+def simulate(desk: Desk, arguments: argparse.Namespace) -> Document:
+    preset = "simulated" if arguments.preset == "full" else arguments.preset
+    system, out = find(desk.settings.systems, arguments.system, preset), desk.out
+    days, drift, seed = arguments.days, arguments.drift, int(arguments.seed)
+    with (
+        _world(desk, system, seed, days, drift, desk.progress) as lived,
+        _alone(desk, arguments.system, preset, seed, days, drift) as alone,
+    ):
+        out.print(f"[bold]A world lives[/] without a model, then with a first one, which is watched for {days} days.")
+        lived.history()
+        lived.train()
+        lived.watch()
+        for _ in lived.serve(days):
+            pass
+        with desk.progress.step("without the loop, for comparison"):
+            without = alone.result()
+        document = story(lived, arguments.preset, without)
+    return {**document, "page": str(_show_story(desk, system, document, arguments.report))}
+
+
+def run(desk: Desk, arguments: argparse.Namespace) -> Document:
+    """The whole story once; in a world of full size without the months of the loop, which are another command."""
+    system, out, seed = desk.system(arguments), desk.out, int(arguments.seed)
+    loops = arguments.preset == "small"
+    days = RUN_DAYS if loops else 1
+    drift = f"{system.drifts[0]}@{DRIFT_DAY}" if loops else None
+    out.print(f"[bold]1. A world lives[/]: we shall {system.summary}. There is no model yet, so a rule answers.")
+    with _world(desk, system, seed, days, drift, desk.progress) as lived, desk.registry() as registry:
+        lived.history()
+        out.print(f"   The log holds {lived.log.head().position:,} events.")
+        out.print(f"[bold]2. A model is trained[/] on what was known at each moment, after {arguments.tune} trials.")
+        revision = registry.revision(system.name)  # whoever promotes meanwhile wins
+        trained = lived.train(tune=arguments.tune, registry=registry, trials=desk.trials(system.name))
+        out.print("[bold]3. It is judged[/] on later weeks, against what it must beat and the best that is possible.")
+        show_report(desk, trained)
+        name = trained.version.name
+        why = f"cleared its gates on {trained.report.rows} requests"
+        registry.promote(system.name, name, who=who(), why=why, expected=revision)
+        out.print(f"[bold]4. It is promoted[/]: champion is {name}.")
+        out.print("[bold]5. It answers[/] for a day, in micro-batches, from the online features.")
+        served = _serve_a_day(desk, lived)
+        document = {**trained_document(arguments, trained), "champion": name, "served": served}
+        if loops:
+            out.print(f"[bold]6. It is watched[/] for {days} days, in this world's own registry.")
+            out.print(f"   On day {BAD_DAY} a bad candidate turns up, on day {DRIFT_DAY} fraudsters change their ways.")
+            document["loop"] = _loop(desk, system, lived, arguments)
+    out.print("Look at it: mlsys versions, mlsys trials; take it back: mlsys rollback " + system.name)
+    return document
+
+
+def _loop(desk: Desk, system: AnySystem, lived: Simulation, arguments: argparse.Namespace) -> Document:
+    lived.watch(bad=(BAD_DAY, BAD_KIND))
+    rungs: Counter[str] = Counter()
+    for answered in lived.serve(RUN_DAYS):
+        rungs.update("full" if reply.degraded is None else "degraded" for _, reply in answered)
+    document = story(lived, arguments.preset, None)
+    desk.out.print(
+        f"   Of {sum(rungs.values()):,} requests none failed; "
+        f"{rungs['degraded']:,} met the bad candidate's errors and were answered by the version before."
+    )
+    return {**document, "answers": dict(rungs), "page": str(_show_story(desk, system, document, None))}
+
+
+def _serve_a_day(desk: Desk, lived: Simulation) -> Document:
+    """Answer online, then compute the same features offline: they must be the same numbers."""
+    log, system, start = lived.log, lived.system, lived.log.head().position
+    said = [(request, reply.answer) for batch in lived.serve(1) for request, reply in batch]
+    gap = parity(system, log, models(system, lived.registry), start).gap
+    counts = _show_answers(desk, system, said)
+    desk.out.print(f"   Online and offline features differ by at most {gap:.1e}, relative to their size.")
+    return {
+        "requests": len(said),
+        "answers": counts,
+        "events": log.head().position - start,
+        "online_offline_gap": gap,
+    }
+
+
+def _show_answers(desk: Desk, system: AnySystem, said: Sequence[tuple[Any, Answer]]) -> dict[str, dict[str, int]]:
+    """How often each choice was made, and the last example of it."""
+    counts: dict[str, dict[str, int]] = {}
+    kind: type[Answer] = system.answer
+    for name in (field for field in kind.model_fields if choices(kind, field)):
+        counts[name] = Counter(str(getattr(answer, name)) for _, answer in said)
+        desk.out.print(f"   {name}: " + ", ".join(f"{n} {choice}" for choice, n in counts[name].items()))
+        for choice in counts[name]:
+            request, answer = next((r, a) for r, a in reversed(said) if str(getattr(a, name)) == choice)
+            shown = f"   {request.model_dump_json()}\n   -> {answer.model_dump_json()}"
+            desk.out.print(shown, markup=False)
+    return counts
+
+
+def _show_story(desk: Desk, system: AnySystem, document: Document, report: Path | None) -> Path:
+    """The figures in lines, the pictures on a page."""
+    from common.report import write  # it brings matplotlib, which no other command needs
+
+    out, unit = desk.out, document["unit"]
+    drifted = document["drift"] is not None
+    delay = document["detection_delay"]
+    if drifted:
+        out.print("   The drift was " + ("not noticed." if delay is None else f"noticed after {delay:g} days."))
+    if (closed := document["closed"]) is not None:
+        out.print(f"   Three weeks after the alarm {closed:.0%} of the regret that it added was gone.")
+    out.print(f"   False alarms: {document['false_alarms']}.")
+    weeks = document["weeks"]
+    for key, name in (("regret", "with the loop"), ("regret_without", "without it")):
+        if any(week[key] is not None for week in weeks):
+            values = " ".join(f"{number(week[key]):>6}" for week in weeks)
+            out.print(f"   Regret by week, {unit} per 1,000 requests, {name:<13} {values}")
+    path = report or desk.settings.home / system.name / "simulation.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(document, path)
+    out.print(f"   Pictures: {path}")
+    return path
