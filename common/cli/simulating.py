@@ -20,7 +20,7 @@ from common.lifecycle.simulation import Regret, Simulation
 from common.lifecycle.story import story
 from common.progress import Progress
 from common.schema import choices
-from common.system import Answer, AnySystem, find
+from common.system import Answer, AnySystem, Params, find
 
 RUN_DAYS = 90
 DRIFT_DAY = 30
@@ -28,12 +28,15 @@ BAD_DAY, BAD_KIND = 14, "errors"
 
 
 @contextmanager
-def _alone(desk: Desk, name: str, preset: str, seed: int, days: int, drift: str | None) -> Iterator[Future[Regret]]:
+def _alone(desk: Desk, preset: str, params: Params, lived: Simulation) -> Iterator[Future[Regret]]:
     """The same world without the loop, in a process beside this one; its result is waited for."""
     desk.settings.home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=desk.settings.home, prefix="world-") as folder:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            yield pool.submit(simulation.alone, name, desk.settings.systems, preset, seed, days, drift, folder)
+            yield pool.submit(
+                simulation.alone, lived.system.name, desk.settings.systems, preset, dict(params),
+                lived.seed, lived.days, lived.drift, folder,
+            )  # fmt: skip
 
 
 @contextmanager
@@ -60,7 +63,7 @@ def simulate(desk: Desk, arguments: argparse.Namespace) -> Document:
     days, drift, seed = arguments.days, arguments.drift, int(arguments.seed)
     with (
         _world(desk, system, seed, days, drift, desk.progress) as lived,
-        _alone(desk, arguments.system, preset, seed, days, drift) as alone,
+        _alone(desk, preset, system.params, lived) as alone,
     ):
         out.print(f"[bold]A world lives[/] without a model, then with a first one, which is watched for {days} days.")
         lived.history()
@@ -99,20 +102,23 @@ def run(desk: Desk, arguments: argparse.Namespace) -> Document:
         if loops:
             out.print(f"[bold]6. It is watched[/] for {days} days, in this world's own registry.")
             out.print(f"   On day {BAD_DAY} a bad candidate turns up, on day {DRIFT_DAY} fraudsters change their ways.")
-            document["loop"] = _loop(desk, system, lived, arguments)
+            with _alone(desk, arguments.preset, trained.params, lived) as alone:
+                document["loop"] = _loop(desk, system, lived, arguments.preset, alone)
     out.print("Look at it: mlsys versions, mlsys trials; take it back: mlsys rollback " + system.name)
     return document
 
 
-def _loop(desk: Desk, system: AnySystem, lived: Simulation, arguments: argparse.Namespace) -> Document:
+def _loop(desk: Desk, system: AnySystem, lived: Simulation, preset: str, alone: Future[Regret]) -> Document:
     lived.watch(bad=(BAD_DAY, BAD_KIND))
     rungs: Counter[str] = Counter()
     for answered in lived.serve(RUN_DAYS):
         rungs.update("full" if reply.degraded is None else "degraded" for _, reply in answered)
-    document = story(lived, arguments.preset, None)
+    with desk.progress.step("without the loop, for comparison"):
+        without = alone.result()
+    document = story(lived, preset, without)
     desk.out.print(
         f"   Of {sum(rungs.values()):,} requests none failed; "
-        f"{rungs['degraded']:,} met the bad candidate's errors and were answered by the version before."
+        f"{rungs['degraded']:,} met the bad candidate's errors and were answered by the next rung of the ladder."
     )
     return {**document, "answers": dict(rungs), "page": str(_show_story(desk, system, document, None))}
 

@@ -27,7 +27,7 @@ from common.schema import Event, Logged, logged_table
 from common.serving.live import Live
 from common.serving.routing import uniform
 from common.serving.service import LUCK, NOTHING, RULE, AnyService, Reply, Service, remember
-from common.system import Answer, AnySystem, Arrival, World, find
+from common.system import Answer, AnySystem, Arrival, Params, World, find
 
 WHO = "simulation"
 STEP = 2 * HOUR  # us that the world does not hear of what is answered
@@ -320,9 +320,14 @@ class Simulation:
         return Regret(by_day(None), by_day(losses.paid), by_day(losses.least))
 
 
-def alone(name: str, package: str, preset: str, seed: int, days: int, drift: str | None, folder: str) -> Regret:
-    """The same world without the loop, in a process of its own: the first champion stays whatever happens."""
-    system = find(package, name, preset)
+def alone(
+    name: str, package: str, preset: str, params: Params, seed: int, days: int, drift: str | None, folder: str
+) -> Regret:
+    """The same world without the loop, in a process of its own: the first champion stays whatever happens.
+
+    `params`: those that it is fitted with.
+    """
+    system = replace(find(package, name, preset), params=params)
     with Simulation(
         system, Path(folder), seed=seed, days=days, drift=drift, progress=Progress(quiet=True)
     ) as simulation:

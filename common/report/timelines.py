@@ -34,6 +34,7 @@ from common.report.story import WEEK, Canary, Drift, Event, Quality, Story, gaps
 
 MARKED = {"drift": "orange", "alarm": "orange", "retrained": "muted", "rejected": "muted", "promoted": "blue"}
 MARKED |= {"rolled back": "orange"}
+LESSER = ("retrained", "rejected")  # left out where there is no room for all
 STEPS = (0.25, 0.5, 1.0, 2.0, 4.0)  # a heat map's classes: ratios to the threshold
 ROWS, LANES, FLAGS = 30, 24, 12  # at most so many are drawn; the page says how many are not
 ENDS = {"promoted": "blue", "rolled back": "orange"}
@@ -48,6 +49,8 @@ def flagged(story: Story) -> list[tuple[float, str, str, int]]:
             groups[-1].append(event)
         else:
             groups.append([event])
+    if len(groups) > FLAGS:
+        groups = [group for group in groups if group[0].kind not in LESSER]
     times = [f" ×{len(group)}" if len(group) > 1 else "" for group in groups]
     texts = [f"{g[0].kind}{more}, day {g[0].day:.0f}" for g, more in zip(groups, times, strict=True)]
     rows = flags([(g[0].day / story.days * PLOT, width(text) + 8) for g, text in zip(groups, texts, strict=True)])

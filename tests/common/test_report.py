@@ -362,7 +362,7 @@ def test_events_of_one_kind_in_a_row_share_a_flag_and_too_many_are_told() -> Non
     story["events"] = [{"day": d, "kind": "alarm", "what": "", "version": None} for d in (10.0, 11.0, 16.5, 20.0)]
     flagged = {element.text for element in pictures(page(story))["regret"].iter(f"{SVG}text")}
     assert {"alarm ×3, day 10", "alarm, day 20"} <= flagged
-    kinds = ("alarm", "retrained")
+    kinds = ("alarm", "promoted")
     story["events"] = [{"day": 10 + i / 9, "kind": kinds[i % 2], "what": "", "version": None} for i in range(20)]
     assert "8 events without a label" in Seen(page(story)).text["regret"]
 
