@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common.cli import access, making, serving, simulating, state, trust, versions
+from common.cli import access, making, serving, simulating, state, trust, versions, watching
 from common.cli.desk import Desk, Document
 from common.clock import SECOND, stopwatch
 from common.errors import BadSetting, PlatformError
@@ -190,6 +190,11 @@ def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
         sub = command(name, run, summary, "DIR")
         sub.add_argument("folder", type=_folder, metavar="DIR", help="of the backup")
     command("parity", state.parity, "whether the service saw the features that training computes", system)
+    sub = command("watch", watching.watch, "how the live version does: drift, labels, data", f"{system} --json")
+    sub.add_argument("--webhook", metavar="URL", help="where alarms that change are posted")
+    sub.add_argument("--alertmanager", metavar="URL", help="Prometheus' Alertmanager, which gets them too")
+    file = "the signals, for the textfile collector of Prometheus' node exporter"
+    sub.add_argument("--metrics", type=_folder, metavar="FILE", help=file)
     command("rebuild", state.rebuild, "make again what is derived from the log", system)
     command("rotate-key", trust.rotate, "sign with a new key from now on", "--json")
     sub = command("serve", serving.serve, "answer over HTTP, until SIGTERM; SIGHUP restarts its workers", system)

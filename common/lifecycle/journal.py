@@ -3,16 +3,20 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from common.features.view import Array, Times, feature_names
+from common.data.log import EventLog
+from common.errors import NotFound
+from common.features import offline
+from common.features.view import Array, Times, assemble, feature_names, ints, numbers
 from common.schema import Event, Logged, Records, logged_table
 from common.serving.service import Reply
-from common.system import Answer, AnySystem, Examples, Rows
+from common.system import Answer, Answered, AnySystem, Examples, Rows
 
 NEVER = np.iinfo(np.int64).max
 SCORE = "score"
@@ -68,13 +72,58 @@ class Journal:
         self._place: dict[str, int] = {}
         self._as_of: list[int] = []
 
+    @classmethod
+    def read(cls, system: AnySystem, log: EventLog, since: int) -> Self:
+        """What a log holds of the requests that were answered since a time, us; raises NotFound for none."""
+        journal, width = cls(system), len(feature_names(system.views, system.on_demand))
+        said = log.read(Answered)
+        said = said.filter(pc.greater_equal(said["created_timestamp"], since))
+        asked, outcomes = log.read(system.request), log.read(system.outcome.source)
+        place = {event_id: i for i, event_id in enumerate(asked["event_id"].to_pylist())}
+        if not said.num_rows:
+            raise NotFound(f"{system.name}: no request was answered that long")
+        table = asked.take(pa.array([place[i] for i in said["request_id"].to_pylist()], pa.int64()))
+        requests = Records(system.request, table)
+        unknown = [np.nan] * width
+        x = np.array([row if len(row) == width else unknown for row in said["features"].to_pylist()], float)
+        unseen = pa.array([len(row) != width for row in said["features"].to_pylist()])
+        if pc.any(unseen).as_py():  # answered by a rule: the features are what they would have been
+            those = table.filter(unseen)
+            values = [offline.compute(view, log.read(view.source), those) for view in system.views]
+            x[unseen.to_numpy(False)] = assemble(system.request, system.views, system.on_demand, those, values)
+        journal._as_of = said["created_timestamp"].to_pylist()
+        journal._parts = [
+            Columns(
+                as_of=np.array(journal._as_of, np.int64),
+                asked=ints(table["event_timestamp"]),
+                unit=np.array([system.unit(request) for request in requests], object),
+                version=said["version"].to_numpy().astype(object),
+                routed=said["routed"].to_numpy().astype(object),
+                fault=np.array([FAULTS.index(fault) for fault in said["fault"].to_pylist()], np.int64),
+                took=ints(said["took"]),
+                score=numbers(said["score"]),
+                is_hidden=np.array(said["hidden"].to_pylist(), bool),
+                propensity=numbers(said["propensity"]),
+                is_degraded=np.array([why is not None for why in said["degraded"].to_pylist()], bool),
+                watched=x[:, journal._watched],
+            )
+        ]
+        journal._tables, journal._x = [table], [x]
+        journal.answers = [system.answer.model_validate_json(answer) for answer in said["answer"].to_pylist()]
+        journal.positions = [tuple(positions) for positions in said["positions"].to_pylist()]
+        journal.told_at, journal.told = [NEVER] * len(journal), [np.nan] * len(journal)
+        journal._place = {event_id: row for row, event_id in enumerate(said["request_id"].to_pylist())}
+        at = outcomes.select(list(Logged.model_fields)).to_pylist()
+        journal.tell(list(Records(system.outcome.source, outcomes)), [Logged.model_construct(**row) for row in at])
+        return journal
+
     def __len__(self) -> int:
-        return len(self.answers)
+        return len(self._as_of)
 
     def ask(self, requests: Sequence[Event], logged: Sequence[Logged], replies: Sequence[Reply[Any]]) -> None:
         """Requests with their places in the log, and what was answered."""
         system, unknown = self.system, np.full((1, len(self.names)), np.nan)
-        self._place |= {request.event_id: row for row, request in enumerate(requests, len(self))}
+        self._place.update((request.event_id, row) for row, request in enumerate(requests, len(self)))
         x = np.concatenate([reply.features if reply.features.size else unknown for reply in replies])
         self._parts.append(
             Columns(

@@ -23,7 +23,7 @@ from common.lifecycle.journal import FAULTS, Journal
 from common.lifecycle.parity import rescored
 from common.lifecycle.rollout import Rollout, Step, Steps
 from common.lifecycle.training import make
-from common.lifecycle.watch import Findings, Watch, Watching, scores
+from common.lifecycle.watch import Findings, Metric, Watch, Watching, begin, gauges, metric
 from common.monitoring.alerts import Alarms, Alert, Series, rules, windows
 from common.monitoring.sinks import Sink
 from common.progress import Progress
@@ -37,8 +37,6 @@ WHO = "loop"
 TRIGGERS = ("LabelSurprise", "FeatureDrift")  # the model no longer fits
 SUSPECT = ("DataFlaw", "LabelFlaw", "LabelsSilent")  # what it would learn from is not right
 FAST = 0.25  # s
-
-Metric = tuple[str, tuple[tuple[str, str], ...]]
 
 
 @dataclass(frozen=True)
@@ -122,17 +120,17 @@ class Loop:
         """Count what callers were given."""
         for reply in replies:
             outcome = "full" if reply.degraded is None else "degraded"
-            self._counts[_metric("ml_answers_total", system=self.system.name, outcome=outcome)] += 1
-            self._counts[_metric("ml_prediction_latency_seconds_count", system=self.system.name)] += 1
+            self._counts[metric("ml_answers_total", system=self.system.name, outcome=outcome)] += 1
+            self._counts[metric("ml_prediction_latency_seconds_count", system=self.system.name)] += 1
             fast = reply.took <= FAST * SECOND
-            self._counts[_metric("ml_prediction_latency_seconds_bucket", system=self.system.name, le="0.25")] += fast
+            self._counts[metric("ml_prediction_latency_seconds_bucket", system=self.system.name, le="0.25")] += fast
 
     def tick(self) -> None:
         """Some time is over, a part of a day."""
         now = self.clock.now()
         if self._canary is not None and now % self.policy.look == 0:
             self._look(now, self._canary)
-        self._counts[_metric("ml_labels_total", system=self.system.name)] = len(self.journal.heard)
+        self._counts[metric("ml_labels_total", system=self.system.name)] = len(self.journal.heard)
         samples: dict[Metric, float] = dict(self._counts)
         if now % DAY == 0:
             samples |= self._judge(now)
@@ -162,13 +160,8 @@ class Loop:
     def _begin(self, champion: str) -> Watch:
         """Judge a champion from now on, against the weeks before."""
         now = self.clock.now()
-        version = self.registry.get(self.system.name, champion)
-        model = self.system.load(self.registry.path(version))
         self._champion = champion
-        learned_until = int(version.lineage["train"][1])
-        rows = self.journal.rows(max(now - self.policy.watching.reference, learned_until), now)
-        said = scores(self.journal, model, rows)
-        return Watch(self.journal, now, champion, rows, said, self.policy.watching)
+        return begin(self.journal, self.registry, champion, now, self.policy.watching)
 
     def _judge(self, now: int) -> dict[Metric, float]:
         """The samples of a day; what is missing has none."""
@@ -176,23 +169,9 @@ class Loop:
             self._watch.settle(now)
         found = self._watch.day(now)
         self.findings.append((now, found))
-        system = self.system.name
-        samples: dict[Metric, float | None] = {
-            _metric("ml_monitoring_last_run_timestamp_seconds", system=system): now / SECOND,
-            _metric("ml_label_surprise", system=system): found.surprise,
-            _metric("ml_canary_share", system=system): self.registry.traffic(system).canary_share,
-        }
-        for (column, distance), ratio in found.drift.items():
-            samples[_metric("ml_feature_drift_ratio", system=system, column=column, distance=distance)] = ratio
-        for flaw in found.data:
-            name = _metric("ml_data_flaw_ratio", system=system, column=flaw.column, kind=flaw.kind)
-            samples[name] = flaw.ratio
-        worst: dict[str, float] = {}
-        for flaw in found.labels:
-            if flaw.ratio is not None:
-                worst[flaw.kind] = max(worst.get(flaw.kind, 0.0), flaw.ratio)
-        samples |= {_metric("ml_label_flaw_ratio", system=system, kind=kind): ratio for kind, ratio in worst.items()}
-        return {name: value for name, value in samples.items() if value is not None}
+        samples = gauges(self.system.name, found, now)
+        share = self.registry.traffic(self.system.name).canary_share
+        return {**samples, metric("ml_canary_share", system=self.system.name): share}
 
     # Retraining
 
@@ -313,7 +292,3 @@ class Loop:
         positions = [self.journal.positions[row] for row in rows]
         again = rescored(self.system, canary.model, asked, positions, self._events)
         return np.abs(self.journal.columns.score[list(rows)] - again).tolist()  # type: ignore[no-any-return]
-
-
-def _metric(name: str, /, **labels: str) -> Metric:
-    return name, tuple(sorted(labels.items()))

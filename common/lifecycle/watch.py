@@ -7,7 +7,7 @@ nothing was wrong. What cannot be known yet is missing, not quiet.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,12 @@ from common.features.view import Array
 from common.lifecycle.journal import NEVER, SCORE, Journal
 from common.monitoring import drift, quality, sketches
 from common.monitoring.quality import Flaw, LabelHabits, Surprise, Told
+from common.registry.registry import Registry
 from common.system import RowError, Rows
 
 CLUSTERED = 2.0  # variance of a day's positives over their mean: several payments of one theft are labelled together
+Metric: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
+
 LAG = "lag"  # s, from when a request happened, as the client says, to when it was logged
 
 
@@ -230,6 +233,37 @@ class Watch:
         logs = np.array([below.surprise.detection for below in self._below])
         found = float(np.logaddexp.reduce(logs) - math.log(len(logs)))  # the mean of e-detectors is one
         return max(found, 0.0) / -math.log(self.config.surprise_rate)
+
+
+def begin(journal: Journal, registry: Registry, champion: str, now: int, config: Watching) -> Watch:
+    """The watch of a champion that begins now, with what it would have said in the weeks before."""
+    version = registry.get(journal.system.name, champion)
+    rows = journal.rows(max(now - config.reference, int(version.lineage["train"][1])), now)
+    with registry.private(version) as folder:
+        said = scores(journal, journal.system.load(folder), rows)
+    return Watch(journal, now, champion, rows, said, config)
+
+
+def gauges(system: str, found: Findings, now: int) -> dict[Metric, float]:
+    """What a day's findings are to the alarm rules, and to Prometheus; what is missing has none."""
+    samples: dict[Metric, float | None] = {
+        metric("ml_monitoring_last_run_timestamp_seconds", system=system): now / SECOND,
+        metric("ml_label_surprise", system=system): found.surprise,
+    }
+    for (column, distance), ratio in found.drift.items():
+        samples[metric("ml_feature_drift_ratio", system=system, column=column, distance=distance)] = ratio
+    for flaw in found.data:
+        samples[metric("ml_data_flaw_ratio", system=system, column=flaw.column, kind=flaw.kind)] = flaw.ratio
+    worst: dict[str, float] = {}
+    for flaw in found.labels:
+        if flaw.ratio is not None:
+            worst[flaw.kind] = max(worst.get(flaw.kind, 0.0), flaw.ratio)
+    samples |= {metric("ml_label_flaw_ratio", system=system, kind=kind): ratio for kind, ratio in worst.items()}
+    return {name: value for name, value in samples.items() if value is not None}
+
+
+def metric(name: str, /, **labels: str) -> Metric:
+    return name, tuple(sorted(labels.items()))
 
 
 def scores(journal: Journal, model: Any, rows: slice) -> Array:

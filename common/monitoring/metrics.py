@@ -23,6 +23,9 @@ class Metrics:
         self.predictions = Counter(
             "ml_predictions_total", "Answers given.", ["system", "version", "role", "rung"], **mine
         )
+        self.answers = Counter(
+            "ml_answers_total", "Answers, and calls that got none.", ["system", "outcome"], **mine
+        )  # fmt: skip
         self.latency = Histogram(
             "ml_prediction_latency_seconds", "From a call's arrival to its answer.", by_system, buckets=SECONDS, **mine
         )

@@ -301,12 +301,14 @@ class Pipeline:
             rows += len(call.requests)
             if isinstance(said, Exception):
                 self._metrics.errors.labels(self._name, type(said).__name__).inc()
+                self._metrics.answers.labels(self._name, "failed").inc(len(call.requests))
                 continue
             if call.events:
                 self._metrics.labels.labels(self._name).inc(len(call.events))
             for request, reply in zip(call.requests, said, strict=True):
                 rung = (reply.degraded or "full").partition(":")[0]
                 predictions.labels(self._name, reply.version, reply.role, rung).inc()
+                self._metrics.answers.labels(self._name, "full" if rung == "full" else "degraded").inc()
                 if len(reply.features):
                     seen.append((request, reply))
         if reused := self.service.reused - self._reused:
