@@ -38,6 +38,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.serving throughput others
 	$(BIN)/python -m benchmarks.features
+	$(BIN)/python -m benchmarks.drift
 	$(BIN)/python -m benchmarks.world
 	$(BIN)/python -m benchmarks.log
 	@if [ -n "$$MLSYS_DATA_DIR" ]; then $(BIN)/mlsys benchmark fraud; \
@@ -49,6 +50,9 @@ bench-full: bench
 	$(BIN)/python -m benchmarks.trust
 	$(BIN)/python -m benchmarks.fraud
 	$(BIN)/mlsys run fraud --preset full --tune 0
+	$(BIN)/mlsys simulate fraud --preset full --drift tactics@30
+	$(BIN)/python -m benchmarks.rollout
+	$(BIN)/python -m benchmarks.loop
 
 # The figures that the pages show: run on a quiet machine, look at the difference, commit.
 results: $(READY)
@@ -61,6 +65,9 @@ results: $(READY)
 	$(BIN)/python -m benchmarks.fraud --json > docs/results/fraud.json
 	$(BIN)/python -m benchmarks.serving --json > docs/results/serving.json
 	$(BIN)/python -m benchmarks.faults > docs/results/faults.json
+	$(BIN)/python -m benchmarks.drift --json > docs/results/drift.json
+	$(BIN)/python -m benchmarks.rollout --json > docs/results/rollout.json
+	$(BIN)/python -m benchmarks.loop --json > docs/results/loop.json
 	$(BIN)/python -m benchmarks.document
 
 # What was tested, as constraints: run after a change of pyproject.toml, then make test.
