@@ -257,7 +257,9 @@ class Loop:
         journal, c = self.journal, self.journal.columns
         rows = range(canary.first, len(journal))
         mine = [row for row in rows if c.routed[row] == canary.name]
-        new = [row for row in mine if row not in canary.gaps and journal.positions[row] and np.isfinite(c.score[row])]
+        # where it failed, the score is another version's
+        own = [row for row in mine if c.version[row] == canary.name and journal.positions[row]]
+        new = [row for row in own if row not in canary.gaps and np.isfinite(c.score[row])]
         for row, gap in zip(new[-self.policy.checked :], self._gaps(canary, new[-self.policy.checked :]), strict=True):
             canary.gaps[row] = gap
         labels, _ = journal.labels(now, self.system.early_delay)

@@ -1,5 +1,6 @@
 """The whole loop on a simulated clock: a world lives, somebody answers, the log remembers, the loop keeps watch."""
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -8,11 +9,12 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from common.clock import DAY, HOUR, SimulatedClock
+from common.clock import DAY, HOUR, SECOND, SimulatedClock
 from common.data.log import EventLog
 from common.data.snapshots import Snapshots
 from common.errors import BadSetting
-from common.features.online import catch_up, open_store
+from common.features.online import catch_up
+from common.features.online.sqlite import SqliteStore
 from common.features.view import Array, Times
 from common.lifecycle import faults, training
 from common.lifecycle.journal import Journal
@@ -184,6 +186,7 @@ class Simulation:
         of_world = f"{kind}@{before + day}" if kind is not None and kind not in faults.KINDS else None
         world = system.world(seed, of_world, before + days + SPARE)
         self._stopwatch = 0  # us; in here, work takes no time but what is injected
+        self._honest = system  # to whoever does not serve, a version's files say nothing of its fault
         self.system = replace(system, load=faults.loading(system.load, self._wait))
         self.kind, self.since = kind, self.start + day * DAY
         self.world: Any = world
@@ -193,7 +196,7 @@ class Simulation:
         self.folder = folder
         self.log = EventLog(folder / "log.db", self.clock, system.logged, sync=lambda file: None)
         self.registry = Registry(folder / "home", self.clock, Keys(folder / "keys"))
-        self.journal = Journal(self.system)
+        self.journal = Journal(self._honest)
         self.loop: Loop | None = None
         self._bad: tuple[int, str] | None = None
         self._answers: ByService | None = None
@@ -258,7 +261,7 @@ class Simulation:
         if self._answers is None:
             self._open()
         self.loop = Loop(
-            self.system, self.registry, self._live, self.log, self.journal, self.clock,
+            self._honest, self.registry, self._live, self.log, self.journal, self.clock,
             say=self._say, progress=Progress(quiet=True),
         )  # fmt: skip
         self._bad = bad
@@ -266,14 +269,16 @@ class Simulation:
     def _open(self) -> None:
         self._live = Live(self.system, self.registry, b"", self.clock, warm=lambda model: None, say=lambda line: None)
         self._live.refresh()
-        store: Any = self._end.enter_context(
-            closing(open_store(None, self.folder / "online.db", "simulation", self.system.views))
-        )
+        # nobody else reads the file, so nothing has to be in it soon
+        own = SqliteStore(self.folder / "online.db", self.system.views, lag=DAY / SECOND)
+        store: Any = self._end.enter_context(closing(own))
         if self.kind == "missing_feature":
             store = faults.FaultyStore(store, self._lost_view(), self.since)
         service = Service(self.system, lambda: self._live.current, store, now=lambda: self._stopwatch)
         with self.progress.step("online features from the log"):
             self._answers = ByService(service, self.log)
+        gc.collect()
+        gc.freeze()  # the history stays: to look through it again and again costs more than some answers
 
     def _passed(self, at: int) -> None:
         self.clock.advance(at)

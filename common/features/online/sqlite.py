@@ -90,8 +90,8 @@ class SqliteStore:
 
     is_remote = False
 
-    def __init__(self, path: Path, views: Sequence[FeatureView]) -> None:
-        """Raises Unavailable where the file can be neither used nor removed."""
+    def __init__(self, path: Path, views: Sequence[FeatureView], lag: float = LAG) -> None:
+        """`lag`, s, is how long states wait; raises Unavailable where the file can be neither used nor removed."""
         self.kinds = frozenset(view.source for view in views)
         self.notes: Sequence[str] = []
         self._path, self._plans = path, [Plan(view) for view in views]
@@ -101,6 +101,7 @@ class SqliteStore:
         self._retired: list[sqlite3.Connection] = []  # writers of files that were given up, maybe still at work
         self._open()
         self._closed = threading.Event()
+        self._lag = lag
         self._behind = threading.Thread(target=self._write_behind, name="online features", daemon=True)
         self._behind.start()
 
@@ -291,7 +292,7 @@ class SqliteStore:
             self.flush()
 
     def _write_behind(self) -> None:
-        while not self._closed.wait(LAG):
+        while not self._closed.wait(self._lag):
             with suppress(PlatformError):  # it goes on waiting
                 self.flush()
 
