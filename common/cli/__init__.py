@@ -23,6 +23,8 @@ from common.system import names
 EXAMPLES = """examples:
   mlsys list                          the systems and their live versions
   mlsys run {system}                     the whole loop once, narrated
+  mlsys simulate {system} --days 90      months of the loop in a minute, and a page of pictures
+  mlsys watch {system}                   how the live version does, by its log
   mlsys train {system} --tune 20         train after 20 trials, publish, do not promote
   mlsys train {system} --data DIR       on your own CSV or Parquet files
   mlsys trials {system}                  what was tried and what came of it

@@ -25,6 +25,7 @@ from common.system import Answer, AnySystem, Params, find
 RUN_DAYS = 90
 DRIFT_DAY = 30
 BAD_DAY, BAD_KIND = 14, "errors"
+PAGE = "{}/simulation.html"  # of a system, under MLSYS_HOME
 
 
 @contextmanager
@@ -74,7 +75,8 @@ def simulate(desk: Desk, arguments: argparse.Namespace) -> Document:
         with desk.progress.step("without the loop, for comparison"):
             without = alone.result()
         document = story(lived, arguments.preset, without)
-    return {**document, "page": str(_show_story(desk, system, document, arguments.report))}
+    _show_story(desk, system, document, arguments.report)
+    return {**document, "page": str(arguments.report or PAGE.format(system.name))}
 
 
 def run(desk: Desk, arguments: argparse.Namespace) -> Document:
@@ -120,7 +122,8 @@ def _loop(desk: Desk, system: AnySystem, lived: Simulation, preset: str, alone: 
         f"   Of {sum(rungs.values()):,} requests none failed; "
         f"{rungs['degraded']:,} met the bad candidate's errors and were answered by the next rung of the ladder."
     )
-    return {**document, "answers": dict(rungs), "page": str(_show_story(desk, system, document, None))}
+    _show_story(desk, system, document, None)
+    return {**document, "answers": dict(rungs), "page": PAGE.format(system.name)}
 
 
 def _serve_a_day(desk: Desk, lived: Simulation) -> Document:
@@ -152,7 +155,7 @@ def _show_answers(desk: Desk, system: AnySystem, said: Sequence[tuple[Any, Answe
     return counts
 
 
-def _show_story(desk: Desk, system: AnySystem, document: Document, report: Path | None) -> Path:
+def _show_story(desk: Desk, system: AnySystem, document: Document, report: Path | None) -> None:
     """The figures in lines, the pictures on a page."""
     from common.report import write  # it brings matplotlib, which no other command needs
 
@@ -169,8 +172,7 @@ def _show_story(desk: Desk, system: AnySystem, document: Document, report: Path 
         if any(week[key] is not None for week in weeks):
             values = " ".join(f"{number(week[key]):>6}" for week in weeks)
             out.print(f"   Regret by week, {unit} per 1,000 requests, {name:<13} {values}")
-    path = report or desk.settings.home / system.name / "simulation.html"
+    path = report or desk.settings.home / PAGE.format(system.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write(document, path)
     out.print(f"   Pictures: {path}")
-    return path

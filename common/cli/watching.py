@@ -10,7 +10,7 @@ from common.cli.desk import Desk, Document, number, time
 from common.clock import DAY, SimulatedClock
 from common.errors import NotFound
 from common.lifecycle.journal import Journal
-from common.lifecycle.watch import Metric, Watching, begin, gauges
+from common.lifecycle.watch import Metric, Watching, begin, gauges, metric
 from common.monitoring.alerts import Alarms, Rule, Series, rules, windows
 from common.monitoring.logs import Logs
 from common.monitoring.sinks import Alertmanager, Sink, Webhook
@@ -37,15 +37,17 @@ def watch(desk: Desk, arguments: argparse.Namespace) -> Document:
             raise NotFound(f"{system.name}: champion {champion} has not answered for a whole day yet")
         with desk.progress.step("answers and outcomes from the log"):
             journal = Journal.read(system, log, first - config.reference)
-        clock = SimulatedClock(first)
+        clock, share = SimulatedClock(first), registry.traffic(system.name).canary_share
         watched = begin(journal, registry, champion, first, config)
         standard = _rules(system, config)
         series, alarms = Series(windows(standard), lookback=2 * DAY), Alarms(standard, clock)
         for day in range(first + DAY, last + DAY, DAY):
             clock.advance(day)
-            watched.settle(day)
+            if not any(alert.state == "firing" for alert in alarms.active()):  # else that would become usual
+                watched.settle(day)
             found = watched.day(day)
             samples = gauges(system.name, found, day)
+            samples[metric("ml_canary_share", system=system.name)] = share
             series.add(day, samples)
             changed = alarms.step(series)
     logs = Logs(desk.clock)

@@ -1,4 +1,4 @@
-"""P(fraud) by gradient-boosted trees, calibrated on later payments, with exact reasons; beside it a logistic
+"""P(fraud) by gradient-boosted trees, calibrated on days that were held out, with exact reasons; beside it a logistic
 regression, which is the baseline to beat and the simpler model to fall back on. Files: LightGBM text, JSON."""
 
 import json
