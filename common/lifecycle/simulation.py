@@ -278,6 +278,7 @@ class Simulation:
         with self.progress.step("online features from the log"):
             self._answers = ByService(service, self.log)
         gc.collect()
+        self._end.callback(gc.unfreeze)
         gc.freeze()  # the history stays: to look through it again and again costs more than some answers
 
     def _passed(self, at: int) -> None:
