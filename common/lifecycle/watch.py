@@ -34,8 +34,8 @@ class Watching:
     reference: int = 42 * DAY  # us before the champion began
     settle: int = 21 * DAY  # us after which the champion's own time says which labels are usual
     chunk: int = 7  # days that are compared for drift; it alarms when two in a row exceed
-    drift_rate: float = 0.01  # of false alarms, per chunk, over all columns and distances
-    surprise_rate: float = 1e-3  # one false alarm in so many days
+    drift_rate: float = 1e-5  # of false alarms, per chunk, over all columns and distances; slow growth is none
+    surprise_rate: float = 1e-4  # one false alarm in so many days
     levels: tuple[float, ...] = (0.1, 0.3)  # shares of the reference's positives: surprise is looked for below each
     flaw_rate: float = 1e-6  # per day, over all columns
     flaw_margin: float = 0.02  # share of rows

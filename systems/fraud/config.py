@@ -55,7 +55,7 @@ USUAL = Tactics(
 
 # Gift cards instead of goods: many round amounts that are not large, for digital goods and groceries, from the victim's
 # own device and address, by day. What gave fraudsters away before no longer does; what does now, no model has seen.
-_GIFT_CARD = Tactic(gap=1.5, relative=False, log_amount=3.5, log_spread=0.3, goes_on=0.85, near_home=1.0, spoofed=True,
+_GIFT_CARD = Tactic(gap=1.5, relative=False, log_amount=3.5, log_spread=0.3, goes_on=0.9, near_home=1.0, spoofed=True,
                     night=0.1, round_amounts=0.9, categories=(0, 0, 0, 0, 0, 0, 0, 1))  # fmt: skip
 GIFT_CARDS = Tactics(
     test=replace(_GIFT_CARD, goes_on=0.4),

@@ -57,7 +57,7 @@ def losses(config: Config, payments: Sequence[Payment], decisions: Sequence[Deci
         ]
     )
     blocked = [decision.action == "block" or decision.propensity == q for decision in decisions]
-    chosen = np.where(blocked, 2, [ACTIONS.index(decision.action) for decision in decisions])
+    chosen = np.where(blocked, 2, np.array([ACTIONS.index(decision.action) for decision in decisions], np.int64))
     return Losses(prices[chosen, np.arange(len(p))], prices.min(axis=0))
 
 

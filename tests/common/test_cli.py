@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from common.cli import main
+from common.cli import main, parser, simulating
 from common.clock import WallClock
+from common.lifecycle import faults
 from common.registry.keys import Keys
 from common.registry.registry import Registry
 
@@ -41,6 +42,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "--tune: must be a whole number from 0 to 999999999, got 'many'",
         ),
         (["train", "fraud", "--preset", "tiny"], 2, "argument --preset: invalid choice: 'tiny'"),
+        (["simulate", "fraud", "--days", "0"], 2, "--days: must be from 1 to 1000 days, got 0"),
+        (
+            ["simulate", "fraud", "--drift", "weather@3"],
+            2,
+            "drift: must be KIND@DAY with one of tactics, random_labels",
+        ),
+        (["simulate", "fraud", "--drift", "tactics@x"], 2, "got 'tactics@x'"),
+        (["simulate", "fraud", "--drift", ""], 2, "drift: must be KIND@DAY"),
+        (["simulate", "fraud", "--days", "9", "--drift", "tactics@9"], 2, "drift: must begin within the 9 days"),
         (["promote", "fraud", "4f0c1a"], 1, "fraud: no version '4f0c1a'; there are: none"),
         (["rollback", "fraud"], 1, "fraud: no previous champion to go back to"),
     ],
@@ -121,7 +131,12 @@ def test_help_shows_examples_that_exist(capsys: pytest.CaptureFixture[str]) -> N
     assert "mlsys run fraud" in capsys.readouterr().out
 
 
-def test_the_whole_loop_promotes_and_can_be_taken_back(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_loop_promotes_and_can_be_taken_back(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, days in (("RUN_DAYS", 4), ("BAD_DAY", 2), ("DRIFT_DAY", 3)):  # months of it are another test's
+        monkeypatch.setattr(simulating, name, days)
+
     def said(*argv: str) -> dict[str, object]:
         assert main([*argv, "--json"]) == 0
         document: dict[str, object] = json.loads(capsys.readouterr().out)
@@ -134,6 +149,16 @@ def test_the_whole_loop_promotes_and_can_be_taken_back(capsys: pytest.CaptureFix
     assert isinstance(served, dict)
     assert served["online_offline_gap"] < 1e-9
     assert served["requests"] > 0
+    loop = run["loop"]
+    assert isinstance(loop, dict)
+    assert [event["kind"] for event in loop["events"]][0] == "canary"
+    assert "drift" in [event["kind"] for event in loop["events"]]
+    assert (loop["drift"], loop["days"], sum(loop["answers"].values())) == (
+        "tactics@3",
+        4,
+        loop["requests"] - served["requests"],
+    )
+    assert loop["page"] == "fraud/simulation.html"
 
     second = said("train", "fraud", "--seed", "1")["version"]
     assert said("versions", "fraud")["versions"][0]["aliases"] == ["champion"]  # type: ignore[index]
@@ -142,3 +167,33 @@ def test_the_whole_loop_promotes_and_can_be_taken_back(capsys: pytest.CaptureFix
     assert [row["what"] for row in said("versions", "fraud")["audit"]] == ["promote", "promote", "rollback"]  # type: ignore[index]
     assert said("list")["systems"] == [{"name": "fraud", "champion": first, "versions": 2}]
     assert len(said("trials", "fraud")["trials"]) == 1  # type: ignore[arg-type]
+
+
+def test_months_are_simulated_into_one_document_and_a_page_and_leave_nothing_else(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = home / "pages" / "two days.html"
+    argv = ["simulate", "fraud", "--days", "2", "--drift", "wrong_unit@0", "--report", str(page), "--json"]
+    assert main(argv) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["days"], said["drift"], said["seed"], said["page"]) == (2, "wrong_unit@0", 0, str(page))
+    assert said["requests"] == sum(week["requests"] for week in said["weeks"]) > 0
+    assert said["detection_delay"] == 1
+    assert said["weeks"][0]["regret_without"] == said["weeks"][0]["regret"], "nothing was changed in two days"
+    assert page.read_text().startswith("<!doctype html>")
+    assert list(home.glob("world-*")) == []
+    assert main(["versions", "fraud", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["versions"] == [], "it all happened in a world of its own"
+
+
+def test_what_can_be_simulated_is_said_with_an_example_that_can_be_parsed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["simulate", "--help"])
+    assert stopped.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert all(kind in shown for kind in faults.KINDS)
+    example = shown.split("example: ")[1].split()
+    assert example[:2] == ["mlsys", "simulate"]
+    assert parser(["fraud"]).parse_args(example[1:]).days == 90

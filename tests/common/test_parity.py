@@ -11,7 +11,7 @@ from common.clock import MINUTE, SimulatedClock
 from common.data.log import EventLog
 from common.features.online import catch_up
 from common.features.online.sqlite import SqliteStore
-from common.lifecycle.parity import Parity, parity
+from common.lifecycle.parity import Parity, parity, rescored
 from common.monitoring.metrics import Metrics
 from common.schema import Logged, logged_table, to_table
 from common.serving.pipeline import Call, Pipeline
@@ -120,3 +120,22 @@ def test_who_reads_a_moment_later_than_another_pushed_finds_what_was_live_then(t
     reading = store.read(to_table(Visit, [visit("ann", 1_005)]), np.array([1_010]))
     store.close()
     assert reading.values[0].tolist() == [[1.0]]
+
+
+def test_a_request_that_is_scored_again_offline_has_the_features_of_the_positions_it_saw(tmp_path: Path) -> None:
+    with scene(tmp_path, live(Counter("v1"))) as stage:
+        for at in range(1, 5):
+            stage.ask("ann", "bad", "bob", at=at)
+        asked = stage.log.read(Visit)
+        said = stage.log.read(Answered)
+        place = {name: i for i, name in enumerate(asked["event_id"].to_pylist())}
+        asked = asked.take([place[name] for name in said["request_id"].to_pylist()])
+        positions = said["positions"].to_pylist()
+        again = rescored(stage.system, Counter("v1"), asked, positions, {Visit: stage.log.read(Visit)})
+        np.testing.assert_array_equal(again, said["score"].to_numpy())
+        assert np.isnan(again).sum() == 4, "the bad user has none"
+        assert set(again[np.isfinite(again)]) == {0, 1, 2, 3}
+        head = [[stage.log.head().position]] * len(positions)
+        newest = rescored(stage.system, Counter("v1"), asked, head, {Visit: stage.log.read(Visit)})
+        assert (newest[np.isfinite(newest)] >= again[np.isfinite(again)]).all()
+        assert not np.array_equal(newest, again, equal_nan=True)

@@ -69,7 +69,8 @@ def system(**changed: Any) -> AnySystem:
         find("systems", names("systems")[0]),
         request=Visit, answer=Said, events=(Visit,), views=(VIEW,), on_demand=(),
         decide=lambda visit, p, luck: Said(count=p[1], by=p[0]),
-        degraded=(lambda visit, luck: Said(count=0.0, by="rule"),), unit=lambda visit: visit.user, **changed,
+        degraded=(lambda visit, luck: Said(count=0.0, by="rule"),), unit=lambda visit: visit.user,
+        score=lambda p: p[1], **changed,
     )  # fmt: skip
 
 
@@ -247,3 +248,41 @@ def test_what_no_number_can_say_is_remembered_as_not_known(store: OnlineStore) -
     (reply,) = ask(Service(system(), live(Counter()), store), "ann")
     kept = remember(system(hides=bool), visit("ann", 3), replace(reply, features=np.array([[np.nan, np.inf, 1.0]])), 9)
     assert kept.features == (None, None, 1.0)
+
+
+def test_an_answer_says_what_its_version_scored_and_how_long_that_took(store: OnlineStore) -> None:
+    ticks = iter(range(0, 1_000, 10))
+    service = Service(system(), live(Counter()), store, now=lambda: next(ticks))
+    (reply,) = ask(service, "ann")
+    assert (reply.routed, reply.fault, reply.score) == (None, None, 2.0)
+    assert reply.took == 20, "to name its rows, and to predict"
+    kept = remember(system(hides=lambda answer: False), visit("ann", 3), reply, 9)
+    assert (kept.routed, kept.fault, kept.took, kept.score) == ("model", None, 20, 2.0)
+
+
+def test_of_a_version_that_fails_it_is_said_that_it_was_to_answer_and_did_not(store: OnlineStore) -> None:
+    view = live(Counter("c", "predict"), Counter("old"), previous="old")
+    good, bad = ask(Service(system(), view, store), "ann", "poison")
+    assert (good.version, good.routed, good.fault) == ("c", None, None)
+    assert (bad.version, bad.routed, bad.fault, bad.score) == ("old", "c", "failed", 0.0)
+    kept = remember(system(hides=lambda answer: False), visit("poison", 3), bad, 9)
+    assert (kept.version, kept.routed, kept.fault) == ("old", "c", "failed")
+    alone = live(Counter("c", "predict"), Counter("old", "predict"), previous="old")
+    (last,) = ask(Service(system(), alone, store), "poison")
+    assert (last.version, last.routed, last.fault, last.score) == ("rule", "c", "failed", None)
+
+
+def test_a_version_that_has_no_answer_or_one_without_a_number_misses_it_and_the_rule_answers(
+    store: OnlineStore,
+) -> None:
+    class Unsure(Counter):
+        def predict(self, requests: Any, rows: Rows, x: np.ndarray) -> Any:
+            said = super().predict(requests, rows, x)
+            return [(self.by, np.nan) if r.user == "ann" else p for r, p in zip(requests, said, strict=True)]
+
+    ann, bad, bob = ask(Service(system(), live(Unsure("c")), store), "ann", "bad", "bob")
+    for reply, why in ((ann, "rule: c answered with no number"), (bad, "rule: a bad user")):
+        assert (reply.version, reply.routed, reply.fault, reply.score) == ("rule", "c", "missing", None)
+        assert (reply.degraded, reply.answer.by) == (why, "rule")
+        assert reply.features.size == 1
+    assert (bob.version, bob.fault, bob.score) == ("c", None, 0.0)

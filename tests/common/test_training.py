@@ -40,6 +40,7 @@ def system() -> AnySystem:
         request=Visit, events=(Visit, Verdict), views=(), on_demand=(), label_delay=10 * DAY,
         outcome=Outcome(source=Verdict, request="visit", value="bad", silence=0.0),
         hides=lambda answer: False, redact=lambda visit: visit.model_copy(update={"user": "somebody"}),
+        unit=lambda visit: visit.user,
     )  # fmt: skip
 
 
@@ -140,8 +141,8 @@ class Witness:
         self.heard_before += [self._heard] * len(requests)
         return [Reply(Answer(), "v", "champion", 1.0, None, NOTHING, ()) for _ in requests]
 
-    def heard(self, after: int, until: int) -> None:
-        self._heard = until
+    def heard(self, events: Sequence[Event], logged: Sequence[Logged]) -> None:
+        self._heard = logged[-1].position
 
 
 def told(world: Script, system: AnySystem, folder: Path, batch: int) -> tuple[Witness, pa.Table]:
@@ -156,10 +157,12 @@ def arrival(at: int, kind: type[Event], **said: Any) -> Arrival:
     return Arrival(at, kind(event_id=f"{kind.__name__}{at}", event_timestamp=at, **said))
 
 
-def test_what_was_heard_before_a_request_is_known_when_it_is_answered(system: AnySystem, tmp_path: Path) -> None:
+def test_what_an_earlier_micro_batch_heard_is_known_when_the_next_one_is_answered(
+    system: AnySystem, tmp_path: Path
+) -> None:
     world = Script([arrival(1, Verdict, visit="x", bad=True), arrival(2, Visit, user="a"), arrival(3, Visit, user="b")])
     witness, _ = told(world, system, tmp_path, batch=1)
-    assert witness.heard_before == [1, 3]  # a verdict; a verdict, a visit and its answer
+    assert witness.heard_before == [0, 3]  # nothing; a verdict, a visit and its answer
     assert [request.user for request, _ in world.reactions] == ["a", "b"]
 
 

@@ -7,11 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import BadRecord
+from common.clock import DAY
+from common.errors import BadRecord, BadSetting
 from common.features.view import feature_names
+from common.registry.gates import CHAMPION
+from common.schema import to_table
+from common.system import Examples, Rows
 from systems.fraud import evaluation, model, serving
 from systems.fraud.config import SMALL
-from systems.fraud.data import Payment
+from systems.fraud.data import Decision, Payment
 from systems.fraud.features import ON_DEMAND, VIEWS, reason
 from systems.fraud.model import Scored
 
@@ -125,3 +129,102 @@ def test_a_bad_payment_is_refused_with_field_rule_and_value(field: str, value: s
     assert field in message
     assert rule in message
     assert value.strip('"') in message.replace("nan", "NaN")
+
+
+def decision(action: str, propensity: float = 1.0) -> Decision:
+    return Decision.model_validate({"action": action, "probability": 0.5, "propensity": propensity})
+
+
+def test_each_decision_costs_what_its_outcome_makes_of_it_and_the_least_is_the_cheapest() -> None:
+    config = replace(SMALL, let_through=0.0)
+    paid, least = serving.losses(
+        config, [payment(amount=100.0)] * 6, [decision(a) for a in ("approve", "review", "block") * 2],
+        np.array([1.0, 1, 1, 0, 0, 0]),
+    )  # fmt: skip
+    fee, review, friction = SMALL.chargeback_fee, SMALL.review_cost, SMALL.friction_cost
+    assert paid.tolist() == [100 + fee, review, 0, 0, review, friction]
+    assert least.tolist() == [0.0] * 6
+
+
+def test_a_payment_that_was_let_through_counts_as_the_block_that_it_would_have_been() -> None:
+    q = SMALL.let_through
+    answers = [decision("block", 1 - q), decision("approve", q), decision("approve")]
+    paid, _ = serving.losses(SMALL, [payment(amount=100.0)] * 3, answers, np.ones(3))
+    assert paid[0] == paid[1] == pytest.approx(q * (100 + SMALL.chargeback_fee))
+    assert paid[2] == 100 + SMALL.chargeback_fee
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 1), st.floats(1, 1e4), st.sampled_from(["approve", "review", "block"])), max_size=30
+    )
+)
+def test_no_decision_costs_less_than_the_least(made: list[tuple[float, float, str]]) -> None:
+    paid, least = serving.losses(
+        SMALL, [payment(amount=amount) for _, amount, _ in made],
+        [decision(action, 1 - SMALL.let_through if action == "block" else 1.0) for *_, action in made],
+        np.array([p for p, *_ in made]),
+    )  # fmt: skip
+    assert len(paid) == len(least) == len(made)
+    assert (least >= 0).all()
+    assert (paid >= least - 1e-9).all()
+
+
+def test_who_asks_for_more_reviews_than_there_are_pays_for_their_places() -> None:
+    n = 20 * SMALL.reviews_per_day
+    payments = [payment(amount=300.0, event_timestamp=i * DAY // n) for i in range(n)]
+    paid, _ = serving.losses(SMALL, payments, [decision("review")] * n, np.full(n, 0.03))
+    assert (paid > SMALL.review_cost).all()
+
+
+def test_a_model_that_is_made_in_a_hurry_is_asked_to_beat_the_champion_and_not_to_be_broken() -> None:
+    gates = evaluation.retrain_gates(SMALL)
+    good = {"cost_per_1000": 90.0, "average_precision": 0.5, "calibration_error": 0.001, "reviews_wanted_per_day": 5.0}
+    champion = {CHAMPION: {"cost_per_1000": 100.0, "average_precision": 0.4}}
+    assert all(gate.check(good, champion).passed for gate in gates)
+    for worse in (
+        {"cost_per_1000": 101.0}, {"average_precision": 0.39}, {"calibration_error": 0.1},
+        {"reviews_wanted_per_day": 100.0}, {"average_precision": float("nan")},
+    ):  # fmt: skip
+        verdicts = [gate.check({**good, **worse}, champion) for gate in gates]
+        assert [v.gate.metric for v in verdicts if not v.passed] == list(worse)
+    assert all(not gate.needs_ceiling and gate.against in (None, CHAMPION) for gate in gates)
+
+
+def learnable(days: int, newest: float = 0.0) -> Examples[Payment]:
+    """Fraud where the only feature is high; on the newest two days where it is `newest`, if that is given."""
+    rng, each = np.random.default_rng(0), 200
+    as_of = np.sort(rng.integers(0, days * DAY, days * each))
+    x = rng.uniform(0, 1, (len(as_of), 1))
+    y = (x[:, 0] > 0.95).astype(float)
+    if newest:
+        late = as_of >= (days - 2) * DAY
+        y[late] = (np.abs(x[late, 0] - newest) < 0.1).astype(float)
+    payments = [payment(event_id=f"p{i}") for i in range(len(as_of))]
+    rows = Rows(to_table(Payment, payments), np.arange(len(as_of) + 1))
+    return Examples(payments, rows, x, ("card.count_1d",), as_of, y, np.ones(len(as_of)))
+
+
+def test_days_all_over_the_span_are_held_out_so_that_the_trees_see_the_newest_ones() -> None:
+    made = model.fit(
+        replace(SMALL, trees=200), learnable(21, newest=0.3), {"min_data_in_leaf": 5, "learning_rate": 0.2}
+    )
+    p = made.probability(np.array([[0.3], [0.6]]))
+    assert p[0] > 5 * p[1], "it is of the last two days only"
+
+
+def test_what_is_held_out_stops_and_calibrates_and_teaches_the_trees_nothing() -> None:
+    known = learnable(20)
+    held = known.as_of // DAY % model.HELD_OUT == model.HELD_OUT - 1
+    wild = replace(known, x=np.where(held[:, None], known.x + 1_000, known.x))
+    same, other = (model.fit(replace(SMALL, trees=1), e, {"min_data_in_leaf": 5}) for e in (known, wild))
+    trees = [m.booster.model_to_string().split("feature_infos")[1].split("parameters")[0] for m in (same, other)]
+    assert trees[0] == trees[1]
+
+
+@pytest.mark.parametrize("which", [True, False], ids=["held out", "learned from"])
+def test_a_span_without_a_fraud_in_both_of_its_parts_is_refused(which: bool) -> None:
+    known = learnable(20)
+    held = known.as_of // DAY % model.HELD_OUT == model.HELD_OUT - 1
+    with pytest.raises(BadSetting, match="train: must have frauds and honest payments in both of its parts"):
+        model.fit(SMALL, replace(known, labels=np.where(held == which, 0.0, known.labels)), {})

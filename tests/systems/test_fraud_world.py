@@ -1,7 +1,7 @@
 """The world of card payments keeps its promises."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache
 
 import numpy as np
@@ -11,7 +11,7 @@ from common.clock import DAY, HOUR
 from common.errors import BadRecord, BadSetting, NotFound
 from common.schema import from_rows
 from common.system import Arrival
-from systems.fraud.config import SCENARIOS, SMALL
+from systems.fraud.config import SCENARIOS, SMALL, USUAL, Tactics
 from systems.fraud.data import CardWorld, Decision, Outcome, Payment, world
 
 CONFIG = replace(SMALL, days=60, history_days=40, cards=300)
@@ -152,6 +152,32 @@ def test_the_drift_changes_nothing_before_its_day_and_much_after() -> None:
         after = payments(w.arrivals(end))
         amounts.append(np.median(np.array([p.amount for p in after])[w.truth(after)]))
     assert amounts[1] < 0.8 * amounts[0]
+
+
+def test_how_long_a_campaign_goes_on_is_that_of_the_tactics_of_its_day() -> None:
+    short = Tactics(**{f.name: replace(getattr(USUAL, f.name), goes_on=0.05) for f in fields(Tactics)})
+    config = replace(CONFIG, drifted=short)
+    calm, drifting = world(config, 0), world(config, 0, "tactics@30")
+    day = CONFIG.start + 30 * DAY
+    assert calm.arrivals(day) == drifting.arrivals(day)
+    sizes = []
+    for w in (calm, drifting):
+        end = CONFIG.start + CONFIG.days * DAY
+        mine = w._ledger.campaign[(w._ledger.campaign >= 0) & (w._ledger.time >= day) & (w._ledger.time < end)]
+        sizes.append(len(mine) / len(np.unique(mine)))
+    assert sizes[1] < 0.75 * sizes[0]
+
+
+def test_a_world_lasts_as_many_days_as_are_asked_for() -> None:
+    one, other = world(CONFIG, 0, None, 20), world(replace(CONFIG, days=20), 0)
+    late = CONFIG.start + 100 * DAY
+    heard = one.arrivals(late)
+    assert heard == other.arrivals(late)
+    assert CONFIG.start + 19 * DAY < max(a.at for a in heard) < CONFIG.start + 20 * DAY
+    longer = payments(world(CONFIG, 0, "tactics@69", 70).arrivals(late))
+    assert max(p.event_timestamp for p in longer) > CONFIG.start + 69 * DAY
+    with pytest.raises(BadSetting, match="with a day from 0 to 19, got "):
+        world(CONFIG, 0, "tactics@20", 20)
 
 
 @pytest.mark.parametrize("drift", ["tactics", "tactics@", "tactics@-1", "tactics@60", "weather@3", "@3", "tactics@x"])
