@@ -88,7 +88,7 @@ def bench(system: AnySystem) -> Iterator[Bench]:
         log = stack.enter_context(EventLog(home / "log.db", clock, system.logged))
         world = system.world(SEED, None, None)
         rule = ByRule(system.degraded[-1])
-        for _ in live(system, world, log, rule, system.history, batch=1_000, progress=Progress(quiet=True)):
+        for _ in live(system, world, log, rule, system.history, batch=None, progress=Progress(quiet=True)):
             pass
         yield Bench(system, world, log, home)
 

@@ -40,7 +40,7 @@ def _world(desk: Desk, system: AnySystem, seed: int) -> Iterator[Simulation]:
         with EventLog(Path(folder) / "log.db", clock, system.logged) as log:
             world = system.world(seed, None, None)
             rule = ByRule(system.degraded[-1])
-            for _ in live(system, world, log, rule, system.history, batch=1_000, progress=desk.progress):
+            for _ in live(system, world, log, rule, system.history, batch=None, progress=desk.progress):
                 pass
             yield Simulation(world, log, Path(folder))
 

@@ -69,6 +69,7 @@ class Journal:
         self._parts: list[Columns] = []
         self._tables: list[pa.Table] = []
         self._x: list[Array] = []
+        self._new: list[tuple[Any, Logged, Reply[Any]]] = []
         self._place: dict[str, int] = {}
         self._as_of: list[int] = []
 
@@ -122,8 +123,21 @@ class Journal:
 
     def ask(self, requests: Sequence[Event], logged: Sequence[Logged], replies: Sequence[Reply[Any]]) -> None:
         """Requests with their places in the log, and what was answered."""
-        system, unknown = self.system, np.full((1, len(self.names)), np.nan)
         self._place.update((request.event_id, row) for row, request in enumerate(requests, len(self)))
+        self._new += zip(requests, logged, replies, strict=True)
+        self._as_of += [at.created_timestamp for at in logged]
+        self.answers += [reply.answer for reply in replies]
+        self.positions += [reply.positions for reply in replies]
+        self.told_at += [NEVER] * len(requests)
+        self.told += [np.nan] * len(requests)
+
+    def _gather(self) -> None:
+        """What is new becomes columns, all at once: of each micro-batch alone that would take longer than to answer."""
+        if not self._new:
+            return
+        requests, logged, replies = zip(*self._new, strict=True)
+        self._new = []
+        system, unknown = self.system, np.full((1, len(self.names)), np.nan)
         x = np.concatenate([reply.features if reply.features.size else unknown for reply in replies])
         self._parts.append(
             Columns(
@@ -143,11 +157,6 @@ class Journal:
         )
         self._tables.append(logged_table(system.request, requests, logged))
         self._x.append(x)
-        self._as_of += [at.created_timestamp for at in logged]
-        self.answers += [reply.answer for reply in replies]
-        self.positions += [reply.positions for reply in replies]
-        self.told_at += [NEVER] * len(requests)
-        self.told += [np.nan] * len(requests)
 
     def tell(self, outcomes: Sequence[Event], logged: Sequence[Logged]) -> None:
         """Labels as they are heard; of several for one request within the label delay the last one counts."""
@@ -160,11 +169,13 @@ class Journal:
 
     def fill(self, x: Array) -> None:
         """The features of all requests so far, (n, n_features), where they were answered without any."""
+        columns = self.columns
         self._x = [x]
-        self._parts = [replace(self.columns, watched=x[:, self._watched])]
+        self._parts = [replace(columns, watched=x[:, self._watched])]
 
     @property
     def columns(self) -> Columns:
+        self._gather()
         if len(self._parts) > 1:
             fields = Columns.__dataclass_fields__
             whole = {name: np.concatenate([getattr(part, name) for part in self._parts]) for name in fields}
@@ -174,6 +185,7 @@ class Journal:
     @property
     def x(self) -> Array:
         """The features that each request was answered by, (n, n_features); NaN: without any."""
+        self._gather()
         if len(self._x) > 1:
             self._x = [np.concatenate(self._x)]
         return self._x[0]
@@ -181,6 +193,7 @@ class Journal:
     @property
     def table(self) -> pa.Table:
         """The requests as logged."""
+        self._gather()
         if len(self._tables) > 1:
             self._tables = [pa.concat_tables(self._tables).combine_chunks()]
         return self._tables[0]

@@ -90,22 +90,21 @@ def live(
     answers: Answers,
     span: tuple[int, int],
     *,
-    batch: int,
+    batch: int | None,
     progress: Progress,
-    step: int = HOUR,
     journal: Journal | None = None,
     passed: Callable[[int], None] = lambda at: None,
 ) -> Iterator[list[tuple[Any, Reply[Any]]]]:
     """Let the world go on over a span of time, us, step by step: it asks, somebody answers, outcomes come.
 
-    At most `batch` requests are answered at once, and one of each unit, so that each is seen by the next. A request is
-    logged as it arrives, and its answer beside it; the log, to which nobody else may append, has it when a step is
-    over. Yields what was answered, batch by batch; nothing happens unless somebody asks for the next one. The journal
-    is kept, and `passed` called when a step is over.
+    At most `batch` requests are answered at once, and one of each unit, so that each is seen by the next; None: all of
+    a step, for whom that makes no difference. A request is logged as it arrives, and its answer beside it; the log, to
+    which nobody else may append, has it when a step is over. Yields what was answered, batch by batch; nothing happens
+    unless somebody asks for the next one. The journal is kept, and `passed` called when a step is over.
     """
     outcome = system.outcome.source
-    for begun in progress.over(range(span[0], span[1], step), "the world lives"):
-        until = min(begun + step, span[1])
+    for begun in progress.over(range(span[0], span[1], STEP), "the world lives"):
+        until = min(begun + STEP, span[1])
         position, waiting = log.head().position, list[tuple[int, Event]]()
         for part in _batches(system, world.arrivals(until), batch):
             asked = [(at, event) for at, event in part if isinstance(event, system.request)]
@@ -137,7 +136,10 @@ def live(
         passed(until)
 
 
-def _batches(system: AnySystem, arrivals: Sequence[Arrival], batch: int) -> Iterator[list[Arrival]]:
+def _batches(system: AnySystem, arrivals: Sequence[Arrival], batch: int | None) -> Iterator[list[Arrival]]:
+    if batch is None:
+        yield from [list(arrivals)] if arrivals else []
+        return
     part: list[Arrival] = []
     units: set[str] = set()
     for arrival in arrivals:
@@ -218,7 +220,7 @@ class Simulation:
         rule = ByRule(self.system.degraded[-1])
         for _ in live(
             self.system, self.world, self.log, rule, self.system.history,
-            batch=1_000, progress=self.progress, journal=self.journal, passed=self.clock.advance,
+            batch=None, progress=self.progress, journal=self.journal, passed=self.clock.advance,
         ):  # fmt: skip
             pass
 
@@ -250,7 +252,7 @@ class Simulation:
         span = (max(self.clock.now(), self.start), self.start + until * DAY)
         for answered in live(
             self.system, self.world, self.log, self._answers, span,
-            batch=64, step=STEP, progress=self.progress, journal=self.journal, passed=self._passed,
+            batch=64, progress=self.progress, journal=self.journal, passed=self._passed,
         ):  # fmt: skip
             if self.loop is not None:
                 self.loop.answered([reply for _, reply in answered])

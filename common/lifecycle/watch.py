@@ -21,7 +21,8 @@ from common.monitoring.quality import Flaw, LabelHabits, Surprise, Told
 from common.registry.registry import Registry
 from common.system import RowError, Rows
 
-CLUSTERED = 2.0  # variance of a day's positives over their mean: several payments of one theft are labelled together
+CLUSTERED = 2.0  # variance of a day's positives over their mean, at least: one theft is several of them
+SURER = 1.2  # times the evidence that is enough; what was seen beyond that is forgotten
 Metric: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 
 LAG = "lag"  # s, from when a request happened, as the client says, to when it was logged
@@ -37,6 +38,7 @@ class Watching:
     drift_rate: float = 1e-5  # of false alarms, per chunk, over all columns and distances; slow growth is none
     surprise_rate: float = 1e-4  # one false alarm in so many days
     levels: tuple[float, ...] = (0.1, 0.3)  # shares of the reference's positives: surprise is looked for below each
+    surprise_slack: float = 0.2  # more positives by this share are no surprise
     flaw_rate: float = 1e-6  # per day, over all columns
     flaw_margin: float = 0.02  # share of rows
     label_window: int = 7  # days of labels that are judged together
@@ -52,7 +54,7 @@ class Below:
     """
 
     level: float
-    ratio: float  # of positives that are known early, to summed scores
+    ratio: float  # of positives that are known early, to summed scores, as high as chance may have hidden
     surprise: Surprise
 
 
@@ -70,13 +72,24 @@ class Watch:
     """Of one champion, from the day on which it begins."""
 
     def __init__(
-        self, journal: Journal, began: int, champion: str, rows: slice, scores: Array, config: Watching
+        self,
+        journal: Journal,
+        began: int,
+        champion: str,
+        rows: slice,
+        scores: Array,
+        config: Watching,
+        habits: LabelHabits | None = None,
     ) -> None:
-        """`scores` of the champion for requests of the reference, (n,), that it has not learned from."""
+        """`scores` of the champion for requests of the reference, (n,), that it has not learned from.
+
+        `habits` of labels under the champion before it, until there are its own; None: they cannot be judged before.
+        """
         self.journal, self.began, self.champion, self.config = journal, began, champion, config
         self._reference = self._calibrate(began)
-        self._habits: LabelHabits | None = None
-        self._even = Surprise(dispersion=CLUSTERED, slack=config.label_slack)
+        self.habits, self._is_settled = habits, False
+        enough = SURER * -math.log(config.label_rate)
+        self._even = Surprise(dispersion=CLUSTERED, slack=config.label_slack, most=enough)
         self._below = self._fit_surprise(rows, scores, began)
         self._judged = journal.system.early_delay + began
         self._shifts: dict[tuple[str, str], float | None] = {}
@@ -87,8 +100,8 @@ class Watch:
 
         Labels and scores depend on what it decides, so the time before says nothing of them.
         """
-        if self._habits is None and now - self.began >= self.config.settle:
-            self._habits = self._fit_habits(now)
+        if not self._is_settled and now - self.began >= self.config.settle:
+            self._is_settled, self.habits = True, self._fit_habits(now) or self.habits
             if not self._below:
                 rows = self.journal.rows(self.began, now)
                 self._below, self._judged = self._fit_surprise(rows, self.journal.columns.score[rows], now), now
@@ -102,11 +115,6 @@ class Watch:
             self._shifts = {(s.column, s.distance): s.ratio for s in self._reference.judge(chunk)}
             self._chunk_from = now
         return Findings(self._shifts, self._surprise(now), self._flaws(now), self._labels(now))
-
-    def outside(self, now: int) -> float | None:
-        """The largest share of the last day's rows that is outside of a column's usual range."""
-        shares = [f.share for f in self._flaws(now) if f.kind == "out_of_range" and f.share is not None]
-        return max(shares, default=None)
 
     def _columns(self, rows: slice) -> dict[str, Array]:
         c = self.journal.columns
@@ -127,12 +135,12 @@ class Watch:
             del columns[SCORE]
         whole = {name: sketches.Numeric.of(values) for name, values in columns.items()}
         day = (self.journal.columns.as_of[rows] - now) // DAY
-        blocks = [
+        self._blocks = [
             {name: whole[name].empty_like().update(values[day == d]) for name, values in columns.items()}
             for d in np.unique(day)
         ]
         try:
-            return drift.calibrate(blocks, chunk=self.config.chunk, rate=self.config.drift_rate, seed=0)
+            return drift.calibrate(self._blocks, chunk=self.config.chunk, rate=self.config.drift_rate, seed=0)
         except BadDefinition:
             return None
 
@@ -142,19 +150,22 @@ class Watch:
             return ()
         usual = {name: sketch for name, sketch in self._reference.sketches.items() if name != SCORE}
         chunk = self._sketched(self.journal.rows(now - DAY, now))
-        return quality.flaws(usual, chunk, rate=self.config.flaw_rate, margin=self.config.flaw_margin)
+        return quality.flaws(
+            usual, chunk, rate=self.config.flaw_rate, margin=self.config.flaw_margin, blocks=self._blocks
+        )  # fmt: skip
 
     def _told(self, start: int, end: int) -> Told:
         journal, c = self.journal, self.journal.columns
         heard = journal.heard_between(start, end)
         row = np.array([h.row for h in heard], np.int64)
         known, at = row >= 0, np.maximum(row, 0)
-        score = np.where(known & np.array([h.is_even for h in heard], bool), c.score[at], np.nan)
+        is_even = np.array([h.is_even for h in heard], bool)
+        score = np.where(known & is_even, c.score[at], np.nan)
         due = journal.rows(start, end)
         return Told(
             request=np.where(known, row, -1 - np.arange(len(row))), known=known, asked=c.asked[at],
             dated=np.array([h.dated for h in heard], np.int64), heard=np.array([h.at for h in heard], np.int64),
-            value=np.array([h.value for h in heard]), score=score, due=due.stop - due.start,
+            value=np.array([h.value for h in heard]), score=score, is_even=is_even, due=due.stop - due.start,
         )  # fmt: skip
 
     def _fit_habits(self, now: int) -> LabelHabits | None:
@@ -167,10 +178,11 @@ class Watch:
         return habits
 
     def _labels(self, now: int) -> tuple[Flaw, ...]:
-        if self._habits is None:
-            return ()
-        health = quality.labels_health(self._habits, self._told(now - self.config.label_window * DAY, now))
-        return (*health, self._random(now))
+        """Of the last days; whether they are random needs no habits."""
+        random = self._random(now)
+        if self.habits is None:
+            return (random,)
+        return (*quality.labels_health(self.habits, self._told(now - self.config.label_window * DAY, now)), random)
 
     def _random(self, now: int) -> Flaw:
         """Whether labels that come whatever they say are positive more often than scores say, evidence over enough.
@@ -198,13 +210,18 @@ class Watch:
             low = fits & (scores < level)
             if not label[low].any():
                 continue
-            ratio = float(label[low].sum() / scores[low].sum())
+            n, ratio = float(label[low].sum()), float(label[low].sum() / scores[low].sum())
             expected = np.minimum(scores[low] * ratio, 1)
             try:
-                surprise = Surprise.fit(expected, label[low], c.unit[rows][low], as_of[low] // DAY)
+                surprise = Surprise.fit(
+                    expected, label[low], c.unit[rows][low], as_of[low] // DAY, slack=self.config.surprise_slack
+                )  # fmt: skip
             except BadData:
                 continue
-            found.append(Below(level, ratio, surprise))
+            dispersion = max(surprise.dispersion, CLUSTERED)
+            doubt = dispersion / n  # squared standard error of the ratio, as a share of it
+            surprise = replace(surprise, dispersion=dispersion, most=SURER * -math.log(self.config.surprise_rate))
+            found.append(Below(level, ratio * (1 + math.sqrt(doubt) + doubt / 2), surprise))
         return found
 
     def _early(self, rows: slice) -> tuple[Array, NDArray[np.bool_]]:
@@ -235,13 +252,20 @@ class Watch:
         return max(found, 0.0) / -math.log(self.config.surprise_rate)
 
 
-def begin(journal: Journal, registry: Registry, champion: str, now: int, config: Watching) -> Watch:
+def begin(
+    journal: Journal,
+    registry: Registry,
+    champion: str,
+    now: int,
+    config: Watching,
+    habits: LabelHabits | None = None,
+) -> Watch:
     """The watch of a champion that begins now, with what it would have said in the weeks before."""
     version = registry.get(journal.system.name, champion)
     rows = journal.rows(max(now - config.reference, int(version.lineage["train"][1])), now)
     with registry.private(version) as folder:
         said = scores(journal, journal.system.load(folder), rows)
-    return Watch(journal, now, champion, rows, said, config)
+    return Watch(journal, now, champion, rows, said, config, habits)
 
 
 def gauges(system: str, found: Findings, now: int) -> dict[Metric, float]:

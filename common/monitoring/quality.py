@@ -28,7 +28,7 @@ FLOOD = 2.0  # times the usual number of labels; fewer is no flood, however sure
 MARGIN = 0.01  # share of rows or labels; a smaller change is no flaw, however sure
 HIGH = 0.7  # AUC; where labels agreed less with the score, agreement that is lost cannot be seen
 KEPT = 1 / 3  # of the AUC above 0.5; a drifted model keeps more than that, random labels keep none
-CHECKS = 7  # of labels
+CHECKS = 8  # of labels
 
 
 @dataclass(frozen=True)
@@ -201,14 +201,15 @@ class Surprise:
     dispersion: float  # variance of a period's positives over their mean; >= 1
     slack: float = 0.1  # more positives by this share are not worth an alarm
     largest: float = math.inf  # positives of one cluster that count: one campaign alone is no change
+    most: float = 1e9  # log, that the detector remembers: so it is over soon after its cause is
     wealth: tuple[float, ...] = (0.0,) * len(RATIOS)  # log, by ratio
     detector: tuple[float, ...] = (0.0,) * len(RATIOS)  # log(1 + Shiryaev-Roberts), by ratio
 
     def __post_init__(self) -> None:
-        if not (self.dispersion >= 1 and self.slack >= 0 and self.largest > 0):
+        if not (self.dispersion >= 1 and self.slack >= 0 and self.largest > 0 and self.most > 0):
             raise BadSetting(
-                "surprise: must have dispersion >= 1, slack >= 0, largest > 0, "
-                f"got {self.dispersion}, {self.slack}, {self.largest}"
+                "surprise: must have dispersion >= 1, slack >= 0, largest > 0, most > 0, "
+                f"got {self.dispersion}, {self.slack}, {self.largest}, {self.most}"
             )
 
     @classmethod
@@ -247,7 +248,7 @@ class Surprise:
         mean = (1 + self.slack) * expected
         factors = [_log_ratio(r, self.dispersion, observed, mean) for r in RATIOS]
         wealth = tuple(w + f for w, f in zip(self.wealth, factors, strict=True))
-        detector = tuple(_log1p_exp(d + f) for d, f in zip(self.detector, factors, strict=True))
+        detector = tuple(min(_log1p_exp(d + f), self.most) for d, f in zip(self.detector, factors, strict=True))
         return replace(self, wealth=wealth, detector=detector)
 
     @property
@@ -349,18 +350,28 @@ class Habit:
 
 
 def flaws(
-    reference: Mapping[str, Sketch], chunk: Mapping[str, Sketch], *, rate: float = 0.01, margin: float = MARGIN
+    reference: Mapping[str, Sketch],
+    chunk: Mapping[str, Sketch],
+    *,
+    rate: float = 0.01,
+    margin: float = MARGIN,
+    blocks: Sequence[Mapping[str, Sketch]] = (),
 ) -> tuple[Flaw, ...]:
     """Each of the reference's columns in a chunk whose sketches have the same bins.
 
     `missing`, `out_of_range` (numbers), `unseen` (words): too much is what exceeds the usual share by `margin` and by
     more than chance. `constant`, of a column that varied: one value, and too many rows for that to be chance. By chance
-    any of them exceeds at most at `rate` per chunk over all columns, if rows are independent (Bonferroni). A column
-    without rows has no shares (None). Raises BadDefinition for other bins.
+    any of them exceeds at most at `rate` per chunk over all columns (Bonferroni), if rows are independent, or as unlike
+    each other as the `blocks` of the reference, such as days. A column without rows has no shares (None). Raises
+    BadDefinition for other bins.
     """
     asked = [(column, kind) for column, sketch in reference.items() for kind in _kinds(sketch)]
     each = rate / max(1, len(asked))
-    return tuple(_flaw(column, kind, reference[column], chunk.get(column), each, margin) for column, kind in asked)
+    found = []
+    for column, kind in asked:
+        days = [block[column] for block in blocks]
+        found.append(_flaw(column, kind, reference[column], chunk.get(column), days, each, margin))
+    return tuple(found)
 
 
 def _kinds(sketch: Sketch) -> list[Kind]:
@@ -368,7 +379,9 @@ def _kinds(sketch: Sketch) -> list[Kind]:
     return [*kinds, "constant"] if sketch.n and not _one_value(sketch) else kinds
 
 
-def _flaw(column: str, kind: Kind, usual: Sketch, now: Sketch | None, rate: float, margin: float) -> Flaw:
+def _flaw(
+    column: str, kind: Kind, usual: Sketch, now: Sketch | None, days: Sequence[Sketch], rate: float, margin: float
+) -> Flaw:
     if now is not None and usual.empty_like() != now.empty_like():
         raise BadDefinition(f"{column}: must be sketched with the reference's bins")
     (seen, n), (of_now, n_now) = _count(kind, usual), _count(kind, now) if now is not None else (0, 0)
@@ -378,7 +391,8 @@ def _flaw(column: str, kind: Kind, usual: Sketch, now: Sketch | None, rate: floa
         commonest = _commonest(usual)
         by_chance = commonest > 0 and n_now * math.log(commonest) > math.log(rate)
         return Flaw(column, kind, float(of_now and not by_chance), 0.0, 1.0)
-    habit = Habit(seen / n, n)
+    counts = np.array([_count(kind, day) for day in days], float).reshape(-1, 2)
+    habit = Habit(seen / n, n, _spread(counts[:, 0], seen / n * counts[:, 1]))
     return Flaw(column, kind, of_now / n_now, habit.usual, max(habit.usual + margin, habit.most(n_now, rate)))
 
 
@@ -425,6 +439,7 @@ class Told:
     heard: Times  # when the label was logged
     value: Array  # 0 or 1
     score: Array  # of the request; NaN: none, or the label was heard because of what it is, so agreement means nothing
+    is_even: NDArray[np.bool_]  # it would have been heard whatever it says; else it came because something happened
     due: int  # requests that are as old as labels usually come late: LabelHabits.delay
 
 
@@ -437,6 +452,7 @@ class LabelHabits:
     repeated: Habit  # for a request that already had one
     unknown: Habit  # for a request that nobody made
     early: Habit  # dated otherwise than clocks allow
+    denied: Habit  # negative, though it came because something happened; of those that came for that
     delay: int  # us, median
     agreement: float | None  # AUC; None: below 0.7 or not known, where labels at random would look no different
     uneven: float  # variance of a day's AUC over what independent labels would give; at least 1
@@ -457,10 +473,13 @@ class LabelHabits:
             )
 
         def habit(counts: Sequence[float], of: Array) -> Habit:
+            if not of.any():
+                return Habit(0.0, 1.0)
             usual = float(sum(counts) / of.sum())
             return Habit(usual, float(of.sum()), _spread(np.array(counts), usual * of))
 
-        positive, repeated, unknown, early = zip(*[_counts(day) for day in days], strict=True)
+        positive, repeated, unknown, early, denied = zip(*[_counts(day) for day in days], strict=True)
+        prompted = np.array([(~day.is_even).sum() for day in days], float)
         late = np.concatenate([(day.heard - day.asked)[day.known] for day in days])
         score, value = (np.concatenate(c) for c in zip(*[(day.score, day.value) for day in days], strict=True))
         agreement, _ = _agreement(score, value)
@@ -473,7 +492,7 @@ class LabelHabits:
             uneven = max(1.0, float(np.mean(apart))) if apart else 1.0
         return cls(
             heard=habit(heard.tolist(), due), positive=habit(positive, heard), repeated=habit(repeated, heard),
-            unknown=habit(unknown, heard), early=habit(early, heard),
+            unknown=habit(unknown, heard), early=habit(early, heard), denied=habit(denied, prompted),
             delay=int(np.median(late)) if len(late) else 0,
             agreement=agreement if agreement is not None and agreement >= HIGH else None, uneven=uneven, rate=rate,
         )  # fmt: skip
@@ -487,13 +506,14 @@ def labels_health(habits: LabelHabits, told: Told) -> tuple[Flaw, ...]:
     - random: `agreement`: the share of pairs that scores order unlike labels (1 - AUC). It exceeds only when the AUC is
       surely below 0.5 + (usual - 0.5) / 3. A model that lost half of its lead to a drift is above that (0.95 -> 0.75
       against 0.65), labels at random are not. Not asked where the usual AUC is below 0.7.
+      `denied`: labels that come because something happened say that it did not.
     - early: `clock`: dated before their requests, or later than they were heard.
 
     By chance any of these exceeds at most at the habits' rate, divided evenly among them. None: too few labels, or none
     due, to tell; more days may. Raises BadData.
     """
     n, due, each = len(told.value), told.due, habits.rate / CHECKS
-    positive, repeated, unknown, early = _counts(told)
+    positive, repeated, unknown, early, denied = _counts(told)
     usual, expected = habits.heard.usual, habits.heard.usual * due
     flood = max(FLOOD * usual, habits.heard.most(due, each)) if due else None
     silence = 1.0 if _log_none(expected, habits.heard.dispersion) <= math.log(each) else None
@@ -503,6 +523,7 @@ def labels_health(habits: LabelHabits, told: Told) -> tuple[Flaw, ...]:
         _too_many("unknown", "flood", unknown, n, habits.unknown, each),
         Flaw("labels", "frozen", 0.0 if n else silence, 0.0, 1.0),
         _too_many("clock", "early", early, n, habits.early, each),
+        _too_many("denied", "random", denied, int((~told.is_even).sum()), habits.denied, each),
     ]
     q = habits.positive.usual
     if 0 < q < 1:
@@ -527,15 +548,16 @@ def _too_many(column: str, kind: Kind, count: float, n: int, habit: Habit, rate:
     return Flaw(column, kind, count / n, habit.usual, max(habit.usual + MARGIN, habit.most(n, rate)))
 
 
-def _counts(told: Told) -> tuple[float, float, float, float]:
-    """Labels that are positive, repeated, about unknown requests, early."""
+def _counts(told: Told) -> tuple[float, float, float, float, float]:
+    """Labels that are positive, repeated, about unknown requests, early, denied."""
     wrong = told.value[~((told.value == 0) | (told.value == 1))]
     if len(wrong):
         raise BadData(f"label: must be 0 or 1, got {wrong[0]}")
     known = told.known
     early = (told.dated > told.heard) | (known & (told.dated < told.asked))
     repeated = len(told.request) - len(np.unique(told.request))
-    return float(told.value.sum()), float(repeated), float((~known).sum()), float(early.sum())
+    denied = (told.value == 0) & ~told.is_even
+    return float(told.value.sum()), float(repeated), float((~known).sum()), float(early.sum()), float(denied.sum())
 
 
 def _agreement(score: Array, value: Array) -> tuple[float | None, tuple[int, int]]:

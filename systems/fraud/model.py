@@ -167,7 +167,7 @@ def fit(config: Config, examples: Examples[Payment], params: Params) -> Scorer:
     options = {
         **params, "objective": "binary", "verbosity": -1, "seed": config.seed,
         "bagging_fraction": 0.8, "bagging_freq": 1, "metric": "binary_logloss",
-        "deterministic": True, "force_row_wise": True, "num_threads": config.threads,
+        "deterministic": True, "force_row_wise": True, "num_threads": config.threads, "max_bin": config.max_bin,
     }  # fmt: skip
     if min(len(np.unique(part)) for part in (y[~late], y[late])) < 2:
         raise BadSetting(f"train: must have frauds and honest payments in both of its parts, got {int(y.sum())} frauds")

@@ -642,7 +642,7 @@ def day(
     request = rng.integers(0, 2**62, n)
     return Told(
         request, np.ones(n, np.bool_), asked, asked, asked + rng.integers(1, 10 * DAY, n), value,
-        1 / (1 + np.exp(-logit)), due,
+        1 / (1 + np.exp(-logit)), np.ones(n, np.bool_), due,
     )  # fmt: skip
 
 
@@ -689,9 +689,10 @@ def test_a_quiet_week_answers_every_question() -> None:
     found = labels_health(HABITS, week(100))
     assert [(flaw.column, flaw.kind) for flaw in found] == [
         ("labels", "flood"), ("repeated", "flood"), ("unknown", "flood"), ("labels", "frozen"), ("clock", "early"),
-        ("value", "frozen"), ("agreement", "random"),
+        ("denied", "random"), ("value", "frozen"), ("agreement", "random"),
     ]  # fmt: skip
-    assert all(flaw.ratio is not None and flaw.ratio < 1 for flaw in found)
+    assert all(flaw.ratio is not None and flaw.ratio < 1 for flaw in found if flaw.column != "denied")
+    assert one(found, "denied").share is None  # no label came because of what it says
 
 
 def test_many_more_labels_are_a_flood_and_somewhat_more_are_not() -> None:
@@ -780,7 +781,7 @@ def test_what_is_told_of_unknown_requests_has_no_delay() -> None:
 def test_where_scores_and_labels_never_agreed_randomness_is_not_asked() -> None:
     weak = LabelHabits.fit([day(np.random.default_rng(seed), auc=0.6) for seed in range(20)])
     assert weak.agreement is None
-    assert "random" not in {flaw.kind for flaw in labels_health(weak, week(9, auc=0.5))}
+    assert "agreement" not in {flaw.column for flaw in labels_health(weak, week(9, auc=0.5))}
 
 
 def test_where_labels_only_say_yes_one_value_is_not_frozen() -> None:
@@ -841,3 +842,51 @@ def test_a_label_is_zero_or_one() -> None:
     told = week(13)
     with pytest.raises(BadData, match="label: must be 0 or 1, got"):
         labels_health(HABITS, replace(told, value=told.value + 2))
+
+
+def test_labels_that_come_because_something_happened_and_deny_it_are_random() -> None:
+    def prompted(told: Told, denied: float) -> Told:
+        rng = np.random.default_rng(len(told.value) + int(told.asked.sum()))
+        is_even = np.arange(len(told.value)) % 2 == 0
+        value = np.where(is_even, told.value, rng.random(len(is_even)) >= denied)
+        return replace(told, value=value, is_even=is_even, score=np.where(is_even, told.score, np.nan))
+
+    habits = LabelHabits.fit([prompted(day(np.random.default_rng(seed)), 0.02) for seed in range(60)])
+    assert habits.denied.usual == pytest.approx(0.02, abs=0.005)
+    assert kinds(labels_health(habits, prompted(week(9), 0.02))) == set()
+    assert exceeding(labels_health(habits, prompted(week(9), 0.5))) == {("denied", "random")}
+
+
+def test_days_that_differ_more_than_rows_by_chance_allow_more_of_a_flaw() -> None:
+    rng = np.random.default_rng(0)
+    usual = Numeric.of(rng.normal(size=42_000))
+    rate = np.repeat([0.0, 0.06], 21)  # share of rows outside, by day
+    blocks = [
+        {"x": usual.empty_like().update(np.where(rng.random(1_000) < q, 100.0, rng.normal(size=1_000)))} for q in rate
+    ]
+    whole = blocks[0]["x"]
+    for block in blocks[1:]:
+        whole = whole.merge(block["x"])
+    today = {"x": usual.empty_like().update(np.where(rng.random(1_000) < 0.09, 100.0, rng.normal(size=1_000)))}
+
+    def fires(some: Sequence[dict[str, Numeric]]) -> bool:
+        found = flaws({"x": whole}, today, rate=0.01, blocks=some)
+        return next(f for f in found if f.kind == "out_of_range").exceeds
+
+    assert fires(())
+    assert not fires(blocks)
+
+
+def test_what_a_detector_remembers_is_bounded_so_that_it_is_over_soon_after_its_cause() -> None:
+    def quiet_days(most: float) -> int:
+        found = Surprise(dispersion=1.0, most=most)
+        for _ in range(100):
+            found = found.after(20, 1)
+        days = 0
+        while found.detects(1e-4):
+            found, days = found.after(1, 1), days + 1
+        return days
+
+    bound = -1.2 * math.log(1e-4)
+    assert Surprise(dispersion=1.0, most=bound).after(50, 1).detects(1e-4)
+    assert quiet_days(bound) <= 14 < 400 < quiet_days(1e9)

@@ -101,12 +101,15 @@ def worst(found: Findings) -> list[tuple[str, str]]:
     return [(f.column, f.kind) for f in (*found.data, *found.labels) if f.ratio is not None and f.ratio >= 1]
 
 
+def columns(found: Findings) -> list[str]:
+    return [flaw.column for flaw in found.labels]
+
+
 def test_a_reference_that_is_too_short_leaves_drift_and_flaws_missing_and_not_quiet() -> None:
     told = Told().live(20)
     watch = watched(told)
     broken = Day(features=lambda x: np.full_like(x, np.nan))
     assert [(f.drift, f.data) for f in days(told, watch, 8, broken)] == [({}, ())] * 8
-    assert watch.outside(told.now) is None
 
 
 def test_once_there_is_enough_of_the_champions_own_time_that_becomes_the_reference_with_its_scores() -> None:
@@ -156,8 +159,6 @@ def test_a_flaw_of_the_data_is_found_at_the_end_of_its_first_day(how: Day, colum
     assert (column, kind) in worst(found)
     assert {c for c, _ in worst(found)} == {column}
     assert worst(days(told, watch, 1)[0]) == [], "and is over a day after it is mended"
-    if kind == "out_of_range":
-        assert watch.outside(told.now - DAY) == 1.0
 
 
 def test_a_chunk_is_judged_once_when_it_is_whole_and_stands_until_the_next_one_is() -> None:
@@ -178,18 +179,31 @@ def test_a_chunk_is_judged_once_when_it_is_whole_and_stands_until_the_next_one_i
 def test_what_is_usual_of_labels_is_learned_once_and_not_before_its_time() -> None:
     told = Told().live(FIRST)
     watch = watched(told)
-    assert [f.labels for f in days(told, watch, 11)] == [()] * 11
+    assert [columns(f) for f in days(told, watch, 11)] == [["surplus"]] * 11, "which needs no habits"
     (found,) = days(told, watch, 1)
-    assert found.labels
-    usual = watch._habits
+    assert "labels" in columns(found)
+    usual = watch.habits
     days(told, watch, 3, Day(checked=1.0))
-    assert watch._habits is usual
+    assert watch.habits is usual
+
+
+def test_until_then_labels_are_judged_by_what_was_usual_under_the_champion_before() -> None:
+    told = Told().live(FIRST)
+    before = watched(told)
+    days(told, before, 12)
+    rows = told.journal.rows(told.now - CONFIG.reference, told.now)
+    after = Watch(told.journal, told.now, "w", rows, told.journal.columns.score[rows], CONFIG, before.habits)
+    (found,) = days(told, after, 1)
+    assert "labels" in columns(found)
+    assert after.habits is before.habits
+    days(told, after, 11)
+    assert after.habits is not before.habits
 
 
 def test_where_something_is_wrong_nobody_settles_and_labels_stay_missing() -> None:
     told = Told().live(FIRST)
     watch = watched(told)
-    assert [f.labels for f in days(told, watch, 14, settle=False)] == [()] * 14
+    assert [columns(f) for f in days(told, watch, 14, settle=False)] == [["surplus"]] * 14
 
 
 def test_positives_where_the_scores_expected_none_are_a_surprise() -> None:
