@@ -48,11 +48,12 @@ class Policy:
     checked: int = 25  # of its newest requests, each time: their scores are computed again offline
     steps: Steps = field(
         default_factory=lambda: Steps(
-            least_units=20,
-            least_requests=100,
+            # `power` asks for more; few are asked for here, so that what is fine does not wait for one step
+            least_units=10,
+            least_requests=30,
             least_time=12 * HOUR,
             needs=("gap",),
-            evidence=Evidence(silence=12 * HOUR),
+            evidence=Evidence(silence=12 * HOUR, span=28 * DAY),
         )  # fmt: skip
     )
     watching: Watching = Watching()

@@ -27,6 +27,7 @@ class Steps:
     least_requests: int = 500  # likewise
     least_time: int = DAY  # us, of a step: all hours of a day
     needs: tuple[str, ...] = ()  # tests that both arms must have shown something for, such as "gap"
+    power: float = 0.95  # P(evidence by now, had it been bad), for each test that knows something: to be promoted
     evidence: Evidence = Evidence()
 
     def __post_init__(self) -> None:
@@ -114,6 +115,8 @@ class Rollout:
                 f"no evidence against it: highest e-value {highest[0]:.3g} ({highest[1]}) of {config.evidence.enough:g}"
             )
             share = next((share for share in config.shares if share > canary.share), 1.0)
+            if share == 1 and (weak := self._weak(seen, canary, now)):
+                return Step("hold", canary.share, weak, verdict)
             try:
                 if share == 1:
                     return self._promote(state, canary.version, why, verdict)
@@ -152,6 +155,14 @@ class Rollout:
             if units < config.least_units or requests < config.least_requests:
                 least = f"{config.least_requests} requests of {config.least_units} units"
                 return f"{name}: {requests} requests of {units} units; must be {least}"
+        return None
+
+    def _weak(self, seen: Seen, canary: _Canary, now: int) -> str | None:
+        """What could not have been noticed yet."""
+        config = self._config
+        for test, power in config.evidence.power(seen, canary.timetable, now).items():
+            if power < config.power:
+                return f"{test}: trouble would have been noticed with probability {power:.2f}; must be {config.power:g}"
         return None
 
     def _set(self, state: State, traffic: Traffic, why: str) -> None:
