@@ -90,8 +90,10 @@ class Rollout:
             return Step("hold", 0.0, str(error))
         return Step("advanced", share, why)
 
-    def step(self, observations: Sequence[Observation] | Seen, now: int) -> Step:
+    def step(self, observations: Sequence[Observation] | Seen, now: int, wait: str | None = None) -> Step:
         """Look at the canary, and go on, hold, or take it out; `observations`: all since it began, in any order.
+
+        `wait`: why it may not go on.
 
         Raises Unavailable and BadBundle as the registry does; the next call finds out how it ended.
         """
@@ -108,7 +110,7 @@ class Rollout:
                 said = f"{verdict.tests[verdict.bad]:.3g} >= {config.evidence.enough:g}"
                 found = f"{verdict.canary_requests} requests of {verdict.canary_units} units"
                 return self._take_out(state, f"{verdict.bad}: e-value {said} after {found}", verdict)
-            if short := self._short(seen, canary, now):
+            if short := wait or self._short(seen, canary, now):
                 return Step("hold", canary.share, short, verdict)
             highest = max(((e or 0.0), test) for test, e in verdict.tests.items())
             why = (
