@@ -9,12 +9,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from common.clock import DAY, MILLISECOND, SimulatedClock
 from common.lifecycle.evidence import Evidence, Flags, Floats, Seen
+from common.lifecycle.loop import Policy
 from common.lifecycle.rollout import Rollout, Step, Steps
 from common.registry.keys import Keys
 from common.registry.registry import Registry
@@ -26,13 +28,15 @@ FAULTS = {"errors": "5 % errors", "latency": "+100 ms", "missing": "NaN for 5 %"
 BETTER, DEARER = 0.7, 5.0  # times the champion's loss
 TRIALS, SAME = 100, 500  # canaries of a kind; of those that are no different
 BUDGET = 500  # requests that a bad canary may answer
+FEW = 200, 700, 2_000  # requests a day, under the loop's policy
 SYSTEM = "shop"
 
 
 class Traffic:
     """Units of which few ask often, few are slow, and few make any version fail; drawn by lot who meets the canary."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, per_day: int = PER_DAY) -> None:
+        self.per_day = per_day
         self.rng = np.random.default_rng(seed)
         activity = self.rng.permutation(1 / np.arange(1, UNITS + 1))
         self.activity = activity / activity.sum()
@@ -43,7 +47,7 @@ class Traffic:
 
     def day(self, start: int, share: float, fault: str | None, loss: float = 1.0) -> Seen:
         """A day of requests; `fault` is the canary's, and so is the factor of the losses."""
-        rng, n = self.rng, PER_DAY
+        rng, n = self.rng, self.per_day
         unit = rng.choice(UNITS, n, p=self.activity)
         canary = self.lot[unit] < share
         at = start + np.sort(rng.integers(DAY, size=n))
@@ -95,6 +99,27 @@ def until_noticed(seed: int, fault: str) -> tuple[str | None, int]:
     return None, BUDGET
 
 
+def lived(seed: int, per_day: int, fault: str | None) -> tuple[Step, float, int]:
+    """A canary of the loop where little is asked: how it ended, after how many days and of its requests."""
+    policy = Policy()
+    config, traffic, parts, now = policy.steps, Traffic(seed, per_day * policy.look // DAY), list[Seen](), 0
+    with tempfile.TemporaryDirectory() as name:
+        house = House(Path(name))
+        rollout = Rollout(house.registry, SYSTEM, config=config, who="rollout")
+        step = rollout.start(house.publish("1"), "a candidate")
+        while step.kind not in ("promoted", "rolled back") and now < 60 * DAY:
+            part = traffic.day(0, step.share, fault)
+            at, gap = now + part.at * policy.look // DAY, np.where(part.canary, np.nan, 0.0)
+            checked = np.flatnonzero(part.canary)[-policy.checked :]
+            gap[checked] = 0.01 if fault == "gap" else 0.0
+            parts.append(replace(part, at=at, gap=gap))
+            now += policy.look
+            house.clock.advance(now)
+            step = rollout.step(together(parts), now)
+        house.registry.close()
+    return step, now / DAY, sum(int(part.canary.sum()) for part in parts)
+
+
 class House:
     """A registry with a champion, for canaries one after the other."""
 
@@ -139,6 +164,10 @@ def ends(loss: float, count: int, gone: int = 99) -> Counter[str]:
     return found
 
 
+def p50(values: Sequence[float]) -> float:
+    return float(np.median(values))
+
+
 def measure() -> dict[str, float]:
     found: dict[str, float] = {}
     for fault in FAULTS:
@@ -157,6 +186,13 @@ def measure() -> dict[str, float]:
     found["same_highest_e_value"] = max(e for _, _, e in lives)
     found["e_value_that_rolls_back"] = Evidence().enough
     better, dearer, gone = ends(BETTER, TRIALS), ends(DEARER, TRIALS), ends(BETTER, 20, gone=1)
+    found["few_trials"], found["target_few_rolled_back"] = TRIALS, 95
+    for per_day in FEW:
+        for kind in (*FAULTS, None):
+            name, lives_ = f"few_{per_day}_{kind or 'same'}", [lived(s, per_day, kind) for s in range(TRIALS)]
+            found[f"{name}_rolled_back"] = sum(step.kind == "rolled back" for step, _, _ in lives_)
+            found[f"{name}_days_p50"], found[f"{name}_days_max"] = (f([d for _, d, _ in lives_]) for f in (p50, max))
+            found[f"{name}_canary_requests_p50"] = p50([n for _, _, n in lives_])
     found["better_trials"], found["better_promoted"], found["target_better_promoted"] = TRIALS, better["promoted"], 95
     found["dearer_trials"], found["dearer_rolled_back"] = TRIALS, dearer["rolled back"]
     found["gone_trials"], found["gone_held"] = 20, gone["hold"]

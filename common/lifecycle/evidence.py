@@ -9,9 +9,11 @@ Statistical Science 38:576). Stakes are averaged over fixed ratios of the two ra
 proportions (Turner, Ly & Gruenwald 2024, Journal of Statistical Planning and Inference 230:106116). The highest stake
 so far counts, so what was bad once stays bad.
 
-By unit: in a round (a step, or a day of it) a unit counts once per test, when it first has trouble. Each round begins
-anew at alpha / (r (r + 1)), because the same unfortunate units are the canary's every day and must not add up, while
-a version that breaks on its third day must be seen. Margins are charged to the champion: as if a share of its good
+By unit: in a round a unit counts once per test, when it first has trouble. The first round is the canary's whole life,
+so that what a few requests of each step show adds up: a unit that had no trouble yet is the canary's with the share of
+the step that is on. Later rounds are a step, or a day of it, after the first. Each begins anew at alpha / (r (r + 1)),
+because the same unfortunate units are the canary's every day and must not add up, while a version that breaks on its
+third day must be seen. Margins are charged to the champion: as if a share of its good
 answers, drawn by lot, were trouble too, averaged over these draws; so the null is a canary that is worse by up to the
 margin. A canary whose units have trouble later, or less, only lowers the stake. Losses differ: see `Evidence.lost`.
 
@@ -21,7 +23,7 @@ by way of how much its units ask; `benchmarks.rollout` measures what comes of al
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Self, TypeAlias
 
@@ -31,11 +33,13 @@ from numpy.typing import NDArray
 from common.clock import DAY, HOUR, MILLISECOND, MINUTE
 
 ERRORS, MISSING, LATENCY, GAP, LOSS = TESTS = "errors", "missing", "latency", "gap", "loss"
+TROUBLE = ERRORS, MISSING, LATENCY, GAP  # the tests of which it is asked what they would notice
 WEIGHTS = {ERRORS: 0.3, MISSING: 0.3, LATENCY: 0.1, GAP: 0.1, LOSS: 0.2}  # of the rate; rare trouble needs most
 RATIOS = np.array([2, 4, 12, 50])  # how much more often the canary is in trouble, that is betted on
 STAKES = np.array([0.03, 0.1, 0.2, 0.4, 0.8])  # lost where a champion's unit is at the cap
 _LOST = "unit", "canary", "loss"
 QUANTILE = 0.9  # of the champion's latencies
+DRAWS = 400  # of what a bad canary would have shown
 FIRST = 200  # answers of a round that show what latencies are usual
 CAP = 10  # times the mean over all units, at which a unit's mean loss is clipped
 
@@ -121,6 +125,10 @@ class Evidence:
     span: int = DAY  # us, of a round: a unit counts once in it
     settle: int = MINUTE  # us after a change of shares, until all servers have heard of it
     silence: int = HOUR  # us; of an arm that was silent for longer nothing is known: it shows no trouble, nor that none
+    # what a canary could have done that `power` is asked of:
+    trouble: float = 0.05  # of its requests failed, or got no answer;
+    late: int = 100 * MILLISECOND  # us, all were slower;
+    unlike: float = 0.5  # of its requests scored unlike offline
 
     @property
     def enough(self) -> float:
@@ -134,18 +142,53 @@ class Evidence:
         that come later than that move what such a look finds.
         """
         seen = Seen.of(observations)
-        evidence: dict[str, float | None] = dict.fromkeys(TESTS)
         rounds = list(self._rounds(seen, timetable, now))
-        for i, part in enumerate(rounds):
-            for test in TESTS:
-                found = self.lost(rounds[: i + 1]) if test == LOSS else self._tried(test, part)
-                if found is not None:
-                    weighted = found * WEIGHTS[test] / (part.number * (part.number + 1))
-                    evidence[test] = max(evidence[test] or 0.0, weighted)
+        evidence = {test: self._weighed(test, rounds) for test in TESTS}
         worst = max(TESTS, key=lambda test: evidence[test] or 0.0)
         bad = worst if (evidence[worst] or 0.0) >= self.enough else None
         units = len(np.unique(seen.unit[seen.canary]))
         return Verdict(bad, evidence, units, int(seen.canary.sum()))
+
+    def power(self, observations: Sequence[Observation] | Seen, timetable: Timetable, now: int) -> dict[str, float]:
+        """P(evidence from its whole life by now, had the canary been bad) of each test that knows of both arms.
+
+        Given who asked, and what befell the champion; each of the canary's requests has trouble by a lot of its own,
+        in `DRAWS` draws. That the stake may have been higher on the way is left out.
+        """
+        rounds = list(self._rounds(Seen.of(observations), timetable, now))
+        if not rounds:
+            return {}
+        seen, share = _together(rounds)
+        return {test: self._noticed(test, seen, share) for test in TROUBLE if _both(test, seen)}
+
+    def _noticed(self, test: str, seen: Seen, share: Floats) -> float:
+        needed = 2 * self.enough / WEIGHTS[test]
+        if test == LATENCY:
+            late = replace(seen, took=seen.took + self.late * seen.canary)
+            return float((self._slow(late, share) or 0.0) >= needed)
+        known = seen.known(test)
+        seen, share, bad = seen.where(known), share[known], self._bad(test, seen)[known]
+        gained, of, could = _bets(seen, bad & ~seen.canary, share, self.margin)
+        _, start, count = np.unique(of, return_index=True, return_counts=True)
+        chance = self.unlike if test == GAP else self.trouble
+        first = np.random.default_rng(0).geometric(
+            chance, (DRAWS, len(count))
+        )  # of a unit's requests, that has trouble
+        hit = could[np.minimum(start + first - 1, len(could) - 1)] * (first <= count)[:, :, None]
+        return float((_average(gained.sum(axis=0) + hit.sum(axis=1)) >= needed).mean())
+
+    def _bad(self, test: str, seen: Seen) -> Flags:
+        return {ERRORS: seen.failed, MISSING: seen.missing, GAP: ~(seen.gap <= self.tolerance)}[test]
+
+    def _weighed(self, test: str, rounds: Sequence["Round"]) -> float | None:
+        """The highest e-value so far; None: not known."""
+        if test == LOSS:
+            found = [(part.number, self.lost(rounds[: i + 1])) for i, part in enumerate(rounds)]
+        else:
+            found = [(part.number, self._tried(test, part.seen, part.share)) for part in rounds[1:]]
+            found += [(1, self._tried(test, *_together(rounds)))] if rounds else []
+        weighed = [e * WEIGHTS[test] / (number * (number + 1)) for number, e in found if e is not None]
+        return max(weighed, default=None)
 
     def _rounds(self, seen: Seen, timetable: Timetable, now: int) -> Iterator["Round"]:
         number = 0
@@ -166,22 +209,21 @@ class Evidence:
         heard = np.minimum(near[after] - seen.at, seen.at - near[after - 1]) <= self.silence
         return seen.where((seen.canary == seen.canary[first][of]) & (heard | ~seen.canary))
 
-    def _tried(self, test: str, part: "Round") -> float | None:
+    def _tried(self, test: str, seen: Seen, share: float | Floats) -> float | None:
         """The e-value of a round; None where it cannot be told."""
-        seen, known = part.seen, part.seen.known(test)
-        if not (known & seen.canary).any() or not (known & ~seen.canary).any():
+        if not _both(test, seen):
             return None
+        shares, known = np.broadcast_to(share, len(seen.at)), seen.known(test)
         if test == LATENCY:
-            return self._slow(seen, part.share)
-        bad = {ERRORS: seen.failed, MISSING: seen.missing, GAP: ~(seen.gap <= self.tolerance)}[test]
-        return bets(seen.where(known), bad[known], part.share, self.margin)
+            return self._slow(seen, shares)
+        return bets(seen.where(known), self._bad(test, seen)[known], shares[known], self.margin)
 
-    def _slow(self, seen: Seen, share: float) -> float | None:
+    def _slow(self, seen: Seen, share: Floats) -> float | None:
         """By the quantile of both arms that is the champion's 0.9 where all of the canary is slower: of neither arm."""
         if len(seen.at) < FIRST:
             return None
         took = seen.took + np.where(seen.canary, 0, self.slower)
-        return bets(seen, took > np.quantile(took[:FIRST], QUANTILE * (1 - share)), share, 0.0)
+        return bets(seen, took > np.quantile(took[:FIRST], QUANTILE * (1 - share[0])), share, 0.0)
 
     def lost(self, rounds: Sequence["Round"]) -> float | None:
         """The e-value at the end of the last round, by each unit's mean loss in a step, clipped at 10 x that of all.
@@ -226,27 +268,64 @@ class Round:
     seen: Seen
 
 
-def bets(seen: Seen, bad: Flags, share: float, margin: float) -> float:
-    """The highest stake on the way, by the first trouble of each unit."""
+def _together(rounds: Sequence[Round]) -> tuple[Seen, Floats]:
+    """What all of them saw, and the canary's share at each request."""
+    columns = zip(*(vars(part.seen).values() for part in rounds), strict=True)
+    share = np.repeat([part.share for part in rounds], [len(part.seen.at) for part in rounds])
+    return Seen(*(np.concatenate(column) for column in columns)), share
+
+
+def _both(test: str, seen: Seen) -> bool:
+    """Whether a test knows something of both arms."""
+    known = seen.known(test)
+    return bool((known & seen.canary).any() and (known & ~seen.canary).any())
+
+
+def bets(seen: Seen, bad: Flags, share: float | Floats, margin: float) -> float:
+    """The highest stake on the way, by the first trouble of each unit; `share` of all, or of each request, (n,)."""
+    gained, _, _ = _bets(seen, bad, share, margin)
+    return max(1.0, float(_average(np.cumsum(gained, axis=0)).max()))
+
+
+def _bets(seen: Seen, bad: Flags, share: float | Floats, margin: float) -> tuple[Floats, NDArray[np.int64], Floats]:
+    """Logarithms, by ratio, of what each request that counts multiplies the stake by.
+
+    And of what it would be by trouble of the canary's units, whose requests come by unit, with the units.
+    """
     _, of, counts = np.unique(seen.unit, return_inverse=True, return_counts=True)
     place = np.arange(len(of))
     first = np.full(len(counts), len(of))
     first[of[bad][::-1]] = place[bad][::-1]  # the earliest one is written last
-    before = np.empty_like(place)  # requests of the same unit
-    before[np.argsort(of, kind="stable")] = place - np.repeat(np.cumsum(counts) - counts, counts)
-    counted = place <= first[of]
-    canary, trouble, before = seen.canary[counted], (place == first[of])[counted], before[counted, None]
+    counted = np.flatnonzero(place <= first[of])
+    of, canary, trouble, share = (
+        of[counted],
+        seen.canary[counted],
+        (place == first[of])[counted],
+        np.broadcast_to(share, len(place))[counted, None],
+    )
     q = share * RATIOS / (share * RATIOS + 1 - share)
-    down = (1 - q) / (1 - share)
+    up, down = q / share, (1 - q) / (1 - share)
+    # Of a champion's unit, the part of the draws in which it is not charged yet, and the stakes of the others
+    good = ~canary & ~trouble
+    free = (1 - margin) ** _before(of, good[:, None].astype(float))
+    charge = np.where(good[:, None], free * margin * down, 0.0)
+    charged = _before(of, charge)
+    after = charged + charge + free * np.where(good[:, None], 1 - margin, 1.0)
+    after[trouble] = (charged + free * np.where(canary[:, None], up, down))[trouble]
+    gained = np.log(after) - np.log(charged + free)
+    mine = np.flatnonzero(canary)[np.argsort(of[canary], kind="stable")]
+    could = np.log(charged + free * up)[mine] - np.log(charged + free)[mine]
+    return gained, of[mine], could
 
-    def charged(requests: NDArray[np.int64]) -> Floats:
-        """The factor of a champion's unit that had so many good answers."""
-        factor: Floats = np.log(down + (1 - down) * (1 - margin) ** requests)
-        return factor
 
-    gained = np.where(trouble[:, None], np.log(down), charged(before + 1)) - charged(before)
-    gained[canary] = trouble[canary, None] * np.log(q / share)
-    return max(1.0, float(_average(np.cumsum(gained, axis=0)).max()))
+def _before(of: NDArray[np.int64], values: Floats) -> Floats:
+    """The sum over earlier rows of the same unit, (n, k) as the values are."""
+    order = np.argsort(of, kind="stable")
+    sums = np.cumsum(values[order], axis=0) - values[order]
+    start = np.searchsorted(of[order], of[order])
+    found = np.empty_like(sums)
+    found[order] = sums - sums[start]
+    return found
 
 
 def _average(logarithms: Floats) -> Floats:

@@ -222,15 +222,24 @@ class Journal:
         labels[(c.as_of > now - delay) | c.is_hidden] = np.nan
         return labels, np.where(np.isnan(labels), 0.0, 1 / c.propensity)
 
-    def examples(self, now: int, delay: int, without: Sequence[tuple[int, int]] = ()) -> Examples[Any]:
-        """All requests, to learn from and to judge on; spans of time, us, in which something was wrong count nothing.
+    def examples(
+        self, now: int, delay: int, without: Sequence[tuple[int, int]] = (), unheard: Sequence[tuple[int, int]] = ()
+    ) -> Examples[Any]:
+        """All requests, to learn from and to judge on.
 
-        They come with the features that were seen when they were answered: these are what offline features would be.
+        Spans of time, us, count nothing: `without` those in which requests were asked, `unheard` those in which the
+        last word on them was heard.
+        They come with the features that were seen when they were answered. Training computes them anew, as of each
+        request's place in the log: then a request also sees those of other units that were answered with it, in one
+        micro-batch, and did not see each other.
         """
         c = self.columns
         labels, weights = self.labels(now, delay)
         for start, end in without:
             weights[(start <= c.as_of) & (c.as_of < end)] = 0
+        told_at = np.array(self.told_at)
+        for start, end in unheard:
+            weights[(start <= told_at) & (told_at < end)] = 0
         labels[weights == 0] = np.nan
         table = self.table
         return Examples(

@@ -3,12 +3,13 @@
 Once a day the champion is judged by its `Watch`; what is found becomes the samples that the alarm rules read. A drift
 or a surprise sets off retraining, now and in the weeks that follow, since the labels of the new days come late. While
 an alarm says that data or labels are not what they seem, nothing is trained, and what was asked meanwhile is left out
-for good. A candidate that clears its gates becomes a canary; the rest is the rollout's.
+for good; a canary goes no further. A candidate that clears its gates becomes a canary; the rest is the rollout's. What
+others do in the registry is told, and the champion that they chose is watched.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 from common.clock import DAY, HOUR, SECOND, Clock
 from common.data.log import EventLog
 from common.data.splits import Split
-from common.errors import BadSetting
+from common.errors import BadSetting, GateFailed
 from common.lifecycle.evidence import Evidence, Observation
 from common.lifecycle.journal import FAULTS, Journal
 from common.lifecycle.parity import rescored
@@ -27,6 +28,7 @@ from common.lifecycle.watch import Findings, Metric, Watch, Watching, begin, gau
 from common.monitoring.alerts import Alarms, Alert, Series, rules, windows
 from common.monitoring.sinks import Sink
 from common.progress import Progress
+from common.registry.audit import TRAFFIC
 from common.registry.gates import CHAMPION
 from common.registry.registry import Registry
 from common.serving.live import Live
@@ -48,11 +50,12 @@ class Policy:
     checked: int = 25  # of its newest requests, each time: their scores are computed again offline
     steps: Steps = field(
         default_factory=lambda: Steps(
-            least_units=20,
-            least_requests=100,
+            # `power` asks for more; few are asked for here, so that what is fine does not wait for one step
+            least_units=10,
+            least_requests=30,
             least_time=12 * HOUR,
             needs=("gap",),
-            evidence=Evidence(silence=12 * HOUR),
+            evidence=Evidence(silence=12 * HOUR, span=28 * DAY),
         )  # fmt: skip
     )
     watching: Watching = Watching()
@@ -60,7 +63,7 @@ class Policy:
 
 class Happened(NamedTuple):
     at: int  # us
-    kind: str  # alarm, cleared, held, retrained, rejected, canary, advanced, promoted, rolled back
+    kind: str  # alarm, cleared, held, retrained, rejected, waiting, canary, advanced, promoted, rolled back, removed
     what: str
     version: str | None
 
@@ -72,6 +75,7 @@ class _Canary:
     first: int  # row of the journal
     model: Model[Any, Any]  # from its bundle, as training would load it
     gaps: dict[int, float] = field(default_factory=dict)  # by row
+    is_held: bool = False
 
 
 class Loop:
@@ -106,10 +110,13 @@ class Loop:
         self._rollout = Rollout(registry, system.name, config=policy.steps, who=WHO)
         self._counts: Counter[Metric] = Counter()
         self._canary: _Canary | None = None
+        self._waiting: tuple[str, str] | None = None  # a version, and why it is to be tried
         self._events: dict[type, pa.Table] = {}
         self._due: list[int] = []  # us, retrainings
+        self._retrained = -policy.retrain_every  # us
         self._reason = ""
         self._spans: list[tuple[int, int]] = []  # us, of requests from which nothing is learned
+        self._unheard: list[tuple[int, int]] = []  # us, in which nothing was heard that can be believed
         self._is_held = False
         champion = registry.alias(system.name, CHAMPION)
         if champion is None:
@@ -128,8 +135,7 @@ class Loop:
     def tick(self) -> None:
         """Some time is over, a part of a day."""
         now = self.clock.now()
-        if self._canary is not None and now % self.policy.look == 0:
-            self._look(now, self._canary)
+        self._notice()
         self._counts[metric("ml_labels_total", system=self.system.name)] = len(self.journal.heard)
         samples: dict[Metric, float] = dict(self._counts)
         if now % DAY == 0:
@@ -144,11 +150,16 @@ class Loop:
                 kind = "alarm" if alert.state == "firing" else "cleared"
                 about = ", ".join(value for name, value in alert.labels if name != "system")
                 self._tell(kind, f"{alert.rule}{f' ({about})' if about else ''}: {alert.summary}")
+        # after the alarms: they may hold it
+        if self._canary is not None and now % self.policy.look == 0:
+            self._look(now, self._canary)
+        if self._canary is None and self._waiting is not None:
+            self.canary(*self._waiting)
         if now % DAY == 0:
             self._decide(now)
 
-    def _firing(self) -> list[Alert]:
-        return [alert for alert in self._alarms.active() if alert.state == "firing"]
+    def _firing(self, rules: Sequence[str]) -> list[Alert]:
+        return [alert for alert in self._alarms.active() if alert.state == "firing" and alert.rule in rules]
 
     def _tell(self, kind: str, what: str, version: str | None = None) -> None:
         happened = Happened(self.clock.now(), kind, what, version)
@@ -163,9 +174,23 @@ class Loop:
         self._champion = champion
         return begin(self.journal, self.registry, champion, now, self.policy.watching)
 
+    def _notice(self) -> None:
+        """That others have made another version the champion."""
+        champion = self.registry.alias(self.system.name, CHAMPION)
+        if champion is None or champion == self._champion:
+            return
+        moves = [row for row in self.registry.audit(self.system.name) if row.what.startswith(("promote", "rollback"))]
+        by = f"by {moves[-1].who}: {moves[-1].why}"
+        ended, self._canary = self._canary, None
+        self.live.refresh()
+        if ended is not None and ended.name != champion:
+            self._tell("removed", f"{champion} was promoted {by}", ended.name)
+        self._tell("promoted", by, champion)
+        self._watch = self._begin(champion)
+
     def _judge(self, now: int) -> dict[Metric, float]:
         """The samples of a day; what is missing has none."""
-        if not any(alert.rule in SUSPECT + TRIGGERS for alert in self._firing()):  # else that would become usual
+        if not self._firing(SUSPECT + TRIGGERS):  # else that would become usual
             self._watch.settle(now)
         found = self._watch.day(now)
         self.findings.append((now, found))
@@ -176,16 +201,17 @@ class Loop:
     # Retraining
 
     def _decide(self, now: int) -> None:
-        firing = self._firing()
-        suspect = [alert for alert in firing if alert.rule in SUSPECT]
-        if suspect:
-            # labels that are wrong are about requests of the weeks before
-            back = self.policy.watching.label_window * DAY + self.system.early_delay
-            since = min(alert.since - DAY - (back if alert.rule != "DataFlaw" else 0) for alert in suspect)
+        suspect, trigger = self._firing(SUSPECT), next(iter(self._firing(TRIGGERS)), None)
+        for alert in suspect:
+            since = alert.since - DAY
+            if alert.rule != "DataFlaw":
+                since -= self.policy.watching.label_window * DAY
+                self._unheard.append((since, now))  # whatever it is about
+                since -= self.system.early_delay  # these requests' silence says nothing either
             self._spans.append((since, now))
-        trigger = next((alert for alert in firing if alert.rule in TRIGGERS), None)
         if trigger is not None and not self._due and self._watch.began <= trigger.since:
-            self._due = [now + i * self.policy.retrain_every for i in range(self.policy.retrainings)]
+            first = max(now, self._retrained + self.policy.retrain_every)
+            self._due = [first + i * self.policy.retrain_every for i in range(self.policy.retrainings)]
             self._reason = trigger.rule
         if not self._due or now < self._due[0] or self._canary is not None:
             return
@@ -195,14 +221,14 @@ class Loop:
             self._is_held = True
             return
         self._is_held = False
-        self._due = [at for at in self._due if at > now]
+        self._due, self._retrained = [at for at in self._due if at > now], now
         self._retrain(now)
 
     def _retrain(self, now: int) -> None:
         """Learn from all that is known by now, be judged on the newest days of it."""
         system, delay = self.system, self.system.early_delay
         champion = self.registry.get(system.name, self._champion)
-        known = self.journal.examples(now, delay, self._spans)
+        known = self.journal.examples(now, delay, self._spans, self._unheard)
         end = now - delay
         split = Split(
             (max(int(known.as_of[0]), now - self.policy.newest), end - system.retrain_span),
@@ -228,30 +254,50 @@ class Loop:
     # Rolling out
 
     def canary(self, version: str, why: str) -> None:
-        """Give a version its first units."""
-        step = self._rollout.start(version, why)
+        """Give a version its first units as soon as nobody else is tried; the newest that waits is the one that is."""
+        try:
+            step = self._rollout.start(version, why)
+        except GateFailed as error:  # the champion is another one than it was judged against
+            step = Step("none", 0.0, str(error))
+        before, self._waiting = self._waiting, None
+        if step.kind == "hold":
+            self._waiting = version, why
+        if before is not None and before[0] != version:
+            self._tell("rejected", f"{version} is newer", before[0])
+        if step.kind == "hold":
+            if before is None or before[0] != version:
+                self._tell("waiting", step.why, version)
+            return
         if step.kind == "advanced":
             found = self.registry.get(self.system.name, version)
             with self.registry.private(found) as folder:
                 model = self.system.load(folder)
             self._canary = _Canary(version, self.clock.now(), len(self.journal), model)
-        self._follow(step, version, "canary" if step.kind == "advanced" else step.kind)
+        self._follow(step, version, {"advanced": "canary", "none": "rejected"}.get(step.kind, step.kind))
 
     def _look(self, now: int, canary: _Canary) -> None:
         """What the canary has shown so far, and what follows from it."""
-        step = self._rollout.step(self._observed(canary, now), now)
+        suspect = self._firing(SUSPECT)
+        wait = f"it goes no further while {suspect[0].rule} says: {suspect[0].summary}" if suspect else None
+        step = self._rollout.step(self._observed(canary, now), now, wait=wait)
+        if wait is not None and step.kind == "hold" and not canary.is_held:
+            self._tell("held", wait, canary.name)
+        canary.is_held = wait is not None
         if step.kind == "hold":
             return
         if step.kind != "advanced":
             self._canary = None
-        self._follow(step, canary.name, "rolled back" if step.kind == "none" else step.kind)
-        if step.kind == "promoted":
-            self._watch = self._begin(canary.name)
+        if step.kind == "none":
+            changes = [row for row in self.registry.audit(self.system.name) if row.what.startswith(TRAFFIC)]
+            step = replace(step, why=f"by {changes[-1].who}: {changes[-1].why}")
+        self._follow(step, canary.name, "removed" if step.kind == "none" else step.kind)
 
     def _follow(self, step: Step, version: str, kind: str) -> None:
         self.live.refresh()
         share = f"{step.share:.0%} of the units: " if kind in ("canary", "advanced") else ""
         self._tell(kind, share + step.why, version)
+        if step.kind == "promoted":
+            self._watch = self._begin(version)
 
     def _observed(self, canary: _Canary, now: int) -> list[Observation]:
         journal, c = self.journal, self.journal.columns

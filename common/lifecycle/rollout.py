@@ -27,6 +27,7 @@ class Steps:
     least_requests: int = 500  # likewise
     least_time: int = DAY  # us, of a step: all hours of a day
     needs: tuple[str, ...] = ()  # tests that both arms must have shown something for, such as "gap"
+    power: float = 0.95  # P(evidence by now, had it been bad), for each test that knows something: to be promoted
     evidence: Evidence = Evidence()
 
     def __post_init__(self) -> None:
@@ -89,8 +90,10 @@ class Rollout:
             return Step("hold", 0.0, str(error))
         return Step("advanced", share, why)
 
-    def step(self, observations: Sequence[Observation] | Seen, now: int) -> Step:
+    def step(self, observations: Sequence[Observation] | Seen, now: int, wait: str | None = None) -> Step:
         """Look at the canary, and go on, hold, or take it out; `observations`: all since it began, in any order.
+
+        `wait`: why it may not go on.
 
         Raises Unavailable and BadBundle as the registry does; the next call finds out how it ended.
         """
@@ -107,13 +110,15 @@ class Rollout:
                 said = f"{verdict.tests[verdict.bad]:.3g} >= {config.evidence.enough:g}"
                 found = f"{verdict.canary_requests} requests of {verdict.canary_units} units"
                 return self._take_out(state, f"{verdict.bad}: e-value {said} after {found}", verdict)
-            if short := self._short(seen, canary, now):
+            if short := wait or self._short(seen, canary, now):
                 return Step("hold", canary.share, short, verdict)
             highest = max(((e or 0.0), test) for test, e in verdict.tests.items())
             why = (
                 f"no evidence against it: highest e-value {highest[0]:.3g} ({highest[1]}) of {config.evidence.enough:g}"
             )
             share = next((share for share in config.shares if share > canary.share), 1.0)
+            if share == 1 and (weak := self._weak(seen, canary, now)):
+                return Step("hold", canary.share, weak, verdict)
             try:
                 if share == 1:
                     return self._promote(state, canary.version, why, verdict)
@@ -152,6 +157,14 @@ class Rollout:
             if units < config.least_units or requests < config.least_requests:
                 least = f"{config.least_requests} requests of {config.least_units} units"
                 return f"{name}: {requests} requests of {units} units; must be {least}"
+        return None
+
+    def _weak(self, seen: Seen, canary: _Canary, now: int) -> str | None:
+        """What could not have been noticed yet."""
+        config = self._config
+        for test, power in config.evidence.power(seen, canary.timetable, now).items():
+            if power < config.power:
+                return f"{test}: trouble would have been noticed with probability {power:.2f}; must be {config.power:g}"
         return None
 
     def _set(self, state: State, traffic: Traffic, why: str) -> None:

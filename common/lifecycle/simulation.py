@@ -22,7 +22,7 @@ from common.lifecycle.loop import Happened, Loop
 from common.lifecycle.training import Trained
 from common.progress import Progress
 from common.registry.bundle import MANIFEST, SIGNATURE
-from common.registry.gates import CHAMPION
+from common.registry.gates import CHAMPION, Verdict
 from common.registry.keys import Keys
 from common.registry.registry import Registry, Version
 from common.schema import Event, Logged, logged_table
@@ -239,7 +239,7 @@ class Simulation:
             origin={"world_seed": self.seed}, progress=self.progress,
         )  # fmt: skip
         if registry is not None:
-            self._publish(registry, trained.version, None, lambda folder: None)
+            self._publish(registry, trained.version, None, lambda folder: None, trained.version.verdicts)
         # whether it clears its gates or not: something has to answer
         self.registry.promote(system.name, trained.version.name, who=WHO, why="the first one", force=True)
         return trained
@@ -300,11 +300,19 @@ class Simulation:
     def _spoil(self, loop: Loop, kind: str) -> None:
         """A candidate that nobody could tell from the champion by looking at its metrics."""
         champion = self.registry.get(self.system.name, self.registry.alias(self.system.name, CHAMPION) or "")
-        version = self._publish(self.registry, champion, champion.name, lambda folder: faults.spoil(folder, kind))
+        passed = [verdict for verdict in champion.verdicts if verdict.passed]  # a first champion may have missed one
+        version = self._publish(
+            self.registry, champion, champion.name, lambda folder: faults.spoil(folder, kind), passed
+        )
         loop.canary(version.name, f"a candidate whose fault ({kind}) no metric shows")
 
     def _publish(
-        self, registry: Registry, version: Version, champion: str | None, change: Callable[[Path], None]
+        self,
+        registry: Registry,
+        version: Version,
+        champion: str | None,
+        change: Callable[[Path], None],
+        verdicts: Sequence[Verdict],
     ) -> Version:
         """The files of a version of a registry again, changed, as a version here."""
         with registry.private(version) as folder:
@@ -312,7 +320,7 @@ class Simulation:
                 (folder / name).unlink()
             change(folder)
             lineage = {**version.lineage, CHAMPION: champion}
-            return self.registry.publish(self.system.name, folder, version.report, lineage, version.verdicts)
+            return self.registry.publish(self.system.name, folder, version.report, lineage, verdicts)
 
     def regret(self) -> Regret:
         """Of what was answered in the simulated days, by what only the world knows."""

@@ -163,7 +163,7 @@ def _canaries(simulation: Simulation) -> list[dict[str, Any]]:
         elif name in out and kind == "advanced":
             shares = simulation.loop.policy.steps.shares if simulation.loop else ()
             out[name]["steps"].append([day, shares[len(out[name]["steps"])]])
-        elif name in out and kind in ("promoted", "rolled back"):
+        elif name in out and kind in ("promoted", "rolled back", "removed"):
             out[name] |= {"ended": day, "end": kind}
             if kind == "promoted":
                 out[name]["steps"].append([day, 1.0])
@@ -224,7 +224,7 @@ def _versions(simulation: Simulation) -> list[dict[str, Any]]:
     out = []
     for version in simulation.registry.versions(simulation.system.name):
         mine = [event for event in events if event["version"] == version.name]
-        ended = [event for event in mine if event["kind"] in ("rejected", "promoted", "rolled back")]
+        ended = [event for event in mine if event["kind"] in ("rejected", "promoted", "rolled back", "removed")]
         made = next((event for event in mine if event["kind"] == "retrained"), None)
         fate = "promoted: the first one" if not mine else "a canary still"
         if ended:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.rollout import BUDGET, FAULTS, same, until_noticed
+from benchmarks.rollout import BUDGET, FAULTS, Traffic, same, until_noticed
 from common.clock import DAY, HOUR, MILLISECOND, MINUTE
-from common.lifecycle.evidence import TESTS, WEIGHTS, Evidence, Observation, Round, Seen, bets
+from common.lifecycle.evidence import TESTS, WEIGHTS, Evidence, Observation, Round, Seen, _bets, bets
 
 EVIDENCE = Evidence(settle=0)
 WHOLE = [(0, 0.1)]  # a timetable
@@ -258,6 +258,69 @@ def test_a_canary_that_is_worse_by_the_margin_is_within_the_guarantee(margin: fl
     assert sum(chance for chance, _ in found) == pytest.approx(1)
     for limit in (1.05, 1.2, 1.5, 2.0, 5.0, 20.0):
         assert sum(chance for chance, stake in found if stake >= limit) <= 1 / limit + 1e-9
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=8),
+    st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=8),
+)
+@settings(max_examples=50, deadline=None)
+def test_of_a_version_that_makes_no_difference_a_stake_over_two_steps_is_one_in_the_mean(
+    first: list[tuple[int, bool]], second: list[tuple[int, bool]]
+) -> None:
+    """Exactly, over all that the lot may say: a unit that was the champion's and had no trouble may be the canary's."""
+    shares, steps, mean = (0.1, 0.25), (first, second), 0.0
+    by_request = np.repeat(shares, [len(step) for step in steps])
+    for chance, drawn in lots(4, *shares):
+        asked = [(unit, drawn[unit] <= i, bad) for i, step in enumerate(steps) for unit, bad in step]
+        seen = columns([unit for unit, _, _ in asked], [canary for _, canary, _ in asked])
+        gained, _, _ = _bets(seen, np.array([bad for _, _, bad in asked]), by_request, 0.0)
+        mean += chance * float(np.exp(gained.sum(axis=0)).mean())
+    assert mean == pytest.approx(1)
+
+
+def test_a_unit_of_the_champion_that_becomes_the_canarys_is_charged_for_what_it_was() -> None:
+    """With the margin: some of the champion's good answers count as trouble, and the rest may still be a canary's."""
+    seen, bad = columns([0, 0, 0], [False, False, True]), np.array([False, False, True])
+    q = [[s * r / (s * r + 1 - s) for r in (2, 4, 12, 50)] for s in (0.1, 0.25)]
+    expected = [(1 - 0.9**2) * (1 - first) / 0.9 + 0.9**2 * second / 0.25 for first, second in zip(*q, strict=True)]
+    assert bets(seen, bad, np.array([0.1, 0.1, 0.25]), 0.1) == pytest.approx(np.mean(expected))
+
+
+def test_what_steps_show_adds_up_over_the_life_of_a_canary() -> None:
+    """Two failures in each of three steps: no step by itself is evidence."""
+    asked, timetable = [], [(0, 0.1), (DAY, 0.25), (2 * DAY, 0.5)]
+    for day in range(3):
+        for k in range(20):
+            asked.append(Observation(f"old {k}", False, day * DAY + HOUR + k, False, False, 1, None, None))
+        for k in range(2):
+            asked.append(Observation(f"new {day} {k}", True, day * DAY + 2 * HOUR + k, True, False, 1, None, None))
+    patient = Evidence(silence=DAY, rate=0.1)
+    for day in range(3):
+        alone = patient.judge([o for o in asked if day * DAY <= o.at < (day + 1) * DAY], timetable, 3 * DAY)
+        assert alone.bad is None, day
+    assert patient.judge(asked, timetable, 3 * DAY).bad == "errors"
+
+
+@pytest.mark.parametrize("per_day", [700, 2_000])
+def test_of_bad_canaries_as_many_are_noticed_as_power_says(per_day: int) -> None:
+    evidence, start = Evidence(silence=DAY), [(0, 0.1)]
+    for test in ("errors", "missing"):
+        noticed, power = [], []
+        for seed in range(60):
+            same, bad = (Traffic(seed, per_day).day(0, 0.1, fault) for fault in (None, test))
+            power.append(evidence.power(same, start, DAY)[test])
+            noticed.append(evidence.judge(bad, start, DAY).bad == test)
+        assert np.mean(power) - 0.1 < np.mean(noticed) < np.mean(power) + 0.25, "it may have been higher on the way"
+
+
+def test_power_grows_with_what_is_seen_and_there_is_none_without_both_arms() -> None:
+    day, evidence = Traffic(0, 2_000).day(0, 0.1, None), Evidence(silence=DAY)
+    assert evidence.power(day.where(day.canary), [(0, 0.1)], DAY) == {}
+    powers = [evidence.power(day.where(day.at < part * DAY), [(0, 0.1)], DAY) for part in (0.1, 0.4, 1.0)]
+    assert set(powers[0]) == {"errors", "missing", "latency", "gap"}
+    assert powers[0]["errors"] < powers[1]["errors"] < powers[2]["errors"]
+    assert [p["latency"] for p in powers] == [0.0, 1.0, 1.0]
 
 
 @given(

@@ -8,6 +8,7 @@ is a controller that takes canaries of as many systems to their ends, to be kill
 import asyncio
 import json
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -29,7 +30,8 @@ from common.registry.gates import CHAMPION, Gate
 from common.registry.keys import Keys
 from common.registry.registry import Registry, State, Traffic
 
-CONFIG = Steps(least_units=5, least_requests=20, least_time=HOUR, evidence=Evidence(settle=0, silence=DAY))
+# So little is asked here that most faults could not have been noticed
+CONFIG = Steps(least_units=5, least_requests=20, least_time=HOUR, power=0.0, evidence=Evidence(settle=0, silence=DAY))
 UNITS, EACH = 100, 4  # requests of each unit in a step
 PATIENCE = 60  # s
 
@@ -235,6 +237,18 @@ def test_with_less_than_a_step_must_show_it_holds(house: House, changed: dict[st
     step = house.look(rollout)
     assert (step.kind, step.share, step.why) == ("hold", 0.1, said)
     assert house.look(house.rollout()).kind == "advanced"
+
+
+def test_nothing_is_promoted_before_trouble_would_have_been_noticed(house: House) -> None:
+    config = replace(CONFIG, power=0.95)
+    rare = house.rollout(config=replace(config, evidence=replace(CONFIG.evidence, trouble=0.01)))
+    rare.start(house.new, "it is better")
+    assert [house.look(rare).kind for _ in range(2)] == ["advanced", "advanced"]
+    step = house.look(rare)
+    assert (step.kind, step.share) == ("hold", 0.5)
+    said = r"errors: trouble would have been noticed with probability 0\.\d\d; must be 0\.95"
+    assert re.fullmatch(said, step.why), step.why
+    assert house.look(house.rollout(config=config)).kind == "promoted", "one request in twenty would have been"
 
 
 def test_what_earlier_steps_have_shown_counts_for_none_of_the_later(house: House) -> None:
