@@ -38,6 +38,7 @@ from common.system import AnySystem, Model
 WHO = "loop"
 TRIGGERS = ("LabelSurprise", "FeatureDrift")  # the model no longer fits
 SUSPECT = ("DataFlaw", "LabelFlaw", "LabelsSilent")  # what it would learn from is not right
+UNSEEN = "FeatureDriftRatioMissing"
 FAST = 0.25  # s
 
 
@@ -121,7 +122,8 @@ class Loop:
         champion = registry.alias(system.name, CHAMPION)
         if champion is None:
             raise BadSetting(f"{system.name}: must have a champion to watch, has none")
-        self._watch = self._begin(champion)
+        self._champion = champion
+        self._watch = begin(journal, registry, champion, clock.now(), policy.watching)
 
     def answered(self, replies: Sequence[Reply[Any]]) -> None:
         """Count what callers were given."""
@@ -168,11 +170,12 @@ class Loop:
 
     # Watching
 
-    def _begin(self, champion: str) -> Watch:
-        """Judge a champion from now on, against the weeks before."""
-        now = self.clock.now()
+    def _begin(self, champion: str) -> None:
+        """Judge another champion from now on, against the weeks before."""
+        now, habits = self.clock.now(), self._watch.habits
         self._champion = champion
-        return begin(self.journal, self.registry, champion, now, self.policy.watching)
+        self._watch = begin(self.journal, self.registry, champion, now, self.policy.watching, habits)
+        self._alarms.anew(UNSEEN)  # that of its score needs a reference of its own first
 
     def _notice(self) -> None:
         """That others have made another version the champion."""
@@ -186,7 +189,7 @@ class Loop:
         if ended is not None and ended.name != champion:
             self._tell("removed", f"{champion} was promoted {by}", ended.name)
         self._tell("promoted", by, champion)
-        self._watch = self._begin(champion)
+        self._begin(champion)
 
     def _judge(self, now: int) -> dict[Metric, float]:
         """The samples of a day; what is missing has none."""
@@ -215,9 +218,12 @@ class Loop:
             self._reason = trigger.rule
         if not self._due or now < self._due[0] or self._canary is not None:
             return
-        if suspect:
+        why = f"while {suspect[0].rule} says: {suspect[0].summary}" if suspect else None
+        if self._watch.habits is None:
+            why = "before it is known how labels usually come"
+        if why is not None:
             if not self._is_held:
-                self._tell("held", f"nothing is trained while {suspect[0].rule} says: {suspect[0].summary}")
+                self._tell("held", f"nothing is trained {why}")
             self._is_held = True
             return
         self._is_held = False
@@ -297,7 +303,7 @@ class Loop:
         share = f"{step.share:.0%} of the units: " if kind in ("canary", "advanced") else ""
         self._tell(kind, share + step.why, version)
         if step.kind == "promoted":
-            self._watch = self._begin(version)
+            self._begin(version)
 
     def _observed(self, canary: _Canary, now: int) -> list[Observation]:
         journal, c = self.journal, self.journal.columns
