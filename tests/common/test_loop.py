@@ -279,7 +279,7 @@ def lived(
     before = past()
     shutil.copytree(before.folder, folder, dirs_exist_ok=True)
     with Simulation(shop(**changed), folder, seed=0, days=days, drift=drift, progress=Progress(quiet=True)) as made:
-        world = made.world._world if isinstance(made.world, faults.FaultyWorld) else made.world
+        world: Any = made.world._world if isinstance(made.world, faults.FaultyWorld) else made.world
         world._until, world._pending = before.world._until, list(before.world._pending)
         for name, value in vars(before.journal).items():
             if name != "system":
@@ -599,7 +599,7 @@ def suspect(loop: Loop, rule: str, since: int) -> None:
         rule=rule, severity="ticket", summary="It is.", look_at="it", labels=(), value=2.0, state="firing",
         since=since, fired=since, at=since,
     )  # fmt: skip
-    loop._alarms.active = lambda: (alert,)  # type: ignore[method-assign, assignment, return-value]
+    loop._alarms.active = lambda: (alert,)  # type: ignore[method-assign]
 
 
 def test_a_bad_canary_is_taken_out_while_data_are_suspect(tmp_path: Path) -> None:
