@@ -152,7 +152,7 @@ def parser(systems: Sequence[str]) -> argparse.ArgumentParser:
         "simulate",
         simulating.simulate,
         "months of the loop in a minute",
-        f"{system} --days 90 --drift KIND@30 --seed 1",
+        f"{system} --days 90 --drift frozen_labels@30 --seed 1",
     )
     sub.add_argument("--days", type=_days, default="90", metavar="N", help="after the first model (default 90)")
     kinds = ", ".join(faults.KINDS)

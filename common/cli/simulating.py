@@ -6,13 +6,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from common.cli.desk import Desk, Document, number, who
 from common.cli.making import show_report, trained_document
 from common.clock import DAY
+from common.errors import BadSetting
 from common.lifecycle import simulation
 from common.lifecycle.loop import Happened
 from common.lifecycle.parity import models, parity
@@ -20,11 +23,12 @@ from common.lifecycle.simulation import Regret, Simulation
 from common.lifecycle.story import story
 from common.progress import Progress
 from common.schema import choices
-from common.system import Answer, AnySystem, Params, find
+from common.system import Answer, Answered, AnySystem, Params, find
 
 RUN_DAYS = 90
 DRIFT_DAY = 30
 BAD_DAY, BAD_KIND = 14, "errors"
+FULL = "full"  # an answer that is not degraded
 PAGE = "{}/simulation.html"  # of a system, under MLSYS_HOME
 
 
@@ -36,15 +40,15 @@ def _alone(desk: Desk, preset: str, params: Params, lived: Simulation) -> Iterat
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             yield pool.submit(
                 simulation.alone, lived.system.name, desk.settings.systems, preset, dict(params),
-                lived.seed, lived.days, lived.drift, folder,
+                lived.seed, lived.days, lived.drift, lived.lasts, folder,
             )  # fmt: skip
 
 
 @contextmanager
 def _world(
-    desk: Desk, system: AnySystem, seed: int, days: int, drift: str | None, progress: Progress
+    desk: Desk, system: AnySystem, seed: int, days: int, drift: str | None, progress: Progress, lasts: int | None = None
 ) -> Iterator[Simulation]:
-    """It lasts as long as the command: it can be had again from the seed."""
+    """It is kept as long as the command runs: it can be had again from the seed."""
     start = system.history[1]
 
     def say(happened: Happened) -> None:
@@ -54,7 +58,9 @@ def _world(
 
     desk.settings.home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=desk.settings.home, prefix="world-") as folder:
-        with Simulation(system, Path(folder), seed=seed, days=days, drift=drift, progress=progress, say=say) as lived:
+        with Simulation(
+            system, Path(folder), seed=seed, days=days, drift=drift, lasts=lasts, progress=progress, say=say
+        ) as lived:
             yield lived
 
 
@@ -62,8 +68,10 @@ def simulate(desk: Desk, arguments: argparse.Namespace) -> Document:
     preset = "simulated" if arguments.preset == "full" else arguments.preset
     system, out = find(desk.settings.systems, arguments.system, preset), desk.out
     days, drift, seed = arguments.days, arguments.drift, int(arguments.seed)
+    page = _page(desk, system, arguments.report)
+    lasts = -(-days // RUN_DAYS) * RUN_DAYS  # so that fewer days are the first ones of the same world
     with (
-        _world(desk, system, seed, days, drift, desk.progress) as lived,
+        _world(desk, system, seed, days, drift, desk.progress, lasts) as lived,
         _alone(desk, preset, system.params, lived) as alone,
     ):
         out.print(f"[bold]A world lives[/] without a model, then with a first one, which is watched for {days} days.")
@@ -75,8 +83,22 @@ def simulate(desk: Desk, arguments: argparse.Namespace) -> Document:
         with desk.progress.step("without the loop, for comparison"):
             without = alone.result()
         document = story(lived, arguments.preset, without)
-    _show_story(desk, system, document, arguments.report)
+    _show_story(desk, document, page)
     return {**document, "page": str(arguments.report or PAGE.format(system.name))}
+
+
+def _page(desk: Desk, system: AnySystem, report: Path | None) -> Path:
+    """Where the pictures go; raises BadSetting before anything was done for them."""
+    path = report or desk.settings.home / PAGE.format(system.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise BadSetting(f"report: must be in a folder that can be written, got {path}: {error.strerror}") from None
+    if path.is_dir():
+        raise BadSetting(f"report: must be a file, got the folder {path}")
+    return path
 
 
 def run(desk: Desk, arguments: argparse.Namespace) -> Document:
@@ -84,7 +106,8 @@ def run(desk: Desk, arguments: argparse.Namespace) -> Document:
     system, out, seed = desk.system(arguments), desk.out, int(arguments.seed)
     loops = arguments.preset == "small"
     days = RUN_DAYS if loops else 1
-    drift = f"{system.drifts[0]}@{DRIFT_DAY}" if loops else None
+    drift = f"{system.drifts[0]}@{DRIFT_DAY}" if loops and system.drifts else None
+    page = _page(desk, system, None)
     out.print(f"[bold]1. A world lives[/]: we shall {system.summary}. There is no model yet, so a rule answers.")
     with _world(desk, system, seed, days, drift, desk.progress) as lived, desk.registry() as registry:
         lived.history()
@@ -103,27 +126,46 @@ def run(desk: Desk, arguments: argparse.Namespace) -> Document:
         document = {**trained_document(arguments, trained), "champion": name, "served": served}
         if loops:
             out.print(f"[bold]6. It is watched[/] for {days} days, in this world's own registry.")
-            out.print(f"   On day {BAD_DAY} a bad candidate turns up, on day {DRIFT_DAY} fraudsters change their ways.")
+            drifts = f", on day {DRIFT_DAY} the world changes ({system.drifts[0]})" if drift else ""
+            out.print(f"   On day {BAD_DAY} a bad candidate turns up{drifts}.")
             with _alone(desk, arguments.preset, trained.params, lived) as alone:
-                document["loop"] = _loop(desk, system, lived, arguments.preset, alone)
+                document["loop"] = _loop(desk, lived, arguments.preset, alone, page)
     out.print("Look at it: mlsys versions, mlsys trials; take it back: mlsys rollback " + system.name)
     return document
 
 
-def _loop(desk: Desk, system: AnySystem, lived: Simulation, preset: str, alone: Future[Regret]) -> Document:
+def _loop(desk: Desk, lived: Simulation, preset: str, alone: Future[Regret], page: Path) -> Document:
     lived.watch(bad=(BAD_DAY, BAD_KIND))
     rungs: Counter[str] = Counter()
+    begun = lived.log.head().position
     for answered in lived.serve(RUN_DAYS):
-        rungs.update("full" if reply.degraded is None else "degraded" for _, reply in answered)
+        rungs.update((reply.degraded or FULL).partition(":")[0] for _, reply in answered)
+    unanswered = _unanswered(lived, begun)
     with desk.progress.step("without the loop, for comparison"):
         without = alone.result()
     document = story(lived, preset, without)
+    by = ", ".join(f"{n:,} {rung}" for rung, n in rungs.most_common())
     desk.out.print(
-        f"   Of {sum(rungs.values()):,} requests none failed; "
-        f"{rungs['degraded']:,} met the bad candidate's errors and were answered by the next rung of the ladder."
-    )
-    _show_story(desk, system, document, None)
-    return {**document, "answers": dict(rungs), "page": PAGE.format(system.name)}
+        f"   {rungs.total():,} requests were answered ({by}); in the log {unanswered:,} have no valid answer.",
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    _show_story(desk, document, page)
+    answers = {FULL: rungs[FULL], "degraded": rungs.total() - rungs[FULL]}
+    page_name = PAGE.format(lived.system.name)
+    return {**document, "answers": answers, "rungs": dict(rungs), "unanswered": unanswered, "page": page_name}
+
+
+def _unanswered(lived: Simulation, begun: int) -> int:
+    """Requests of the log, from a position on, for which it holds no answer that can be read as one."""
+    system = lived.system
+    said = lived.log.read(Answered, begun).select(["request_id", "answer"]).to_pylist()
+    valid = set()
+    for row in said:
+        with suppress(ValidationError):
+            system.answer.model_validate_json(row["answer"])
+            valid.add(row["request_id"])
+    asked = lived.log.read(system.request, begun)["event_id"].to_pylist()
+    return len(set(asked) - valid)
 
 
 def _serve_a_day(desk: Desk, lived: Simulation) -> Document:
@@ -155,7 +197,7 @@ def _show_answers(desk: Desk, system: AnySystem, said: Sequence[tuple[Any, Answe
     return counts
 
 
-def _show_story(desk: Desk, system: AnySystem, document: Document, report: Path | None) -> None:
+def _show_story(desk: Desk, document: Document, page: Path) -> None:
     """The figures in lines, the pictures on a page."""
     from common.report import write  # it brings matplotlib, which no other command needs
 
@@ -172,7 +214,5 @@ def _show_story(desk: Desk, system: AnySystem, document: Document, report: Path 
         if any(week[key] is not None for week in weeks):
             values = " ".join(f"{number(week[key]):>6}" for week in weeks)
             out.print(f"   Regret by week, {unit} per 1,000 requests, {name:<13} {values}")
-    path = report or desk.settings.home / PAGE.format(system.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(document, path)
-    out.print(f"   Pictures: {path}")
+    write(document, page)
+    out.print(f"   Pictures: {page}")

@@ -14,6 +14,7 @@ from common.lifecycle.watch import Metric, Watching, begin, gauges, metric
 from common.monitoring.alerts import Alarms, Rule, Series, rules, windows
 from common.monitoring.logs import Logs
 from common.monitoring.sinks import Alertmanager, Sink, Webhook
+from common.registry.audit import CHALLENGER
 from common.registry.gates import CHAMPION
 from common.system import AnySystem
 
@@ -28,7 +29,7 @@ def watch(desk: Desk, arguments: argparse.Namespace) -> Document:
     system, config = desk.system_named(arguments.system), Watching()
     with desk.registry() as registry, desk.log(system) as log:
         champion = registry.alias(system.name, CHAMPION)
-        moved = [row for row in registry.audit(system.name) if row.became == champion and row.what != CHAMPION]
+        moved = [row for row in registry.audit(system.name) if row.became == champion and row.what != CHALLENGER]
         if champion is None or not moved:
             raise NotFound(f"{system.name}: no champion to watch; train and promote one")
         first = -(-moved[-1].created // DAY) * DAY  # its first whole day begins here

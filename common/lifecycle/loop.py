@@ -212,7 +212,8 @@ class Loop:
                 self._unheard.append((since, now))  # whatever it is about
                 since -= self.system.early_delay  # these requests' silence says nothing either
             self._spans.append((since, now))
-        if trigger is not None and not self._due and self._watch.began <= trigger.since:
+        answered = self._canary is not None  # it may be what ends the alarm
+        if trigger is not None and not self._due and not answered and self._watch.began <= trigger.since:
             first = max(now, self._retrained + self.policy.retrain_every)
             self._due = [first + i * self.policy.retrain_every for i in range(self.policy.retrainings)]
             self._reason = trigger.rule

@@ -174,19 +174,24 @@ class Simulation:
         seed: int,
         days: int,
         drift: str | None = None,
+        lasts: int | None = None,
         progress: Progress,
         say: Callable[[Happened], None] = lambda happened: None,
     ) -> None:
-        """`drift` is "kind@day", the day counted from where the history ends; raises BadSetting."""
+        """`drift` is "kind@day", the day counted from where the history ends; raises BadSetting.
+
+        `lasts`: days that the world is drawn for, at least; worlds drawn for as many are the same.
+        """
         kind, day = (None, 0) if drift is None else faults.parse(system, drift)
         if drift is not None and not 0 <= day < days:
             raise BadSetting(f"drift: must begin within the {days} days, got {drift!r}")
+        self.lasts = max(days, lasts or 0)
         self.seed, self.days, self.drift, self.drift_day = seed, days, drift, day if drift else None
         self.progress, self._say = progress, say
         self.start = system.history[1]
         before = (system.history[1] - system.history[0]) // DAY
         of_world = f"{kind}@{before + day}" if kind is not None and kind not in faults.KINDS else None
-        world = system.world(seed, of_world, before + days + SPARE)
+        world = system.world(seed, of_world, before + self.lasts + SPARE)
         self._stopwatch = 0  # us; in here, work takes no time but what is injected
         self._honest = system  # to whoever does not serve, a version's files say nothing of its fault
         self.system = replace(system, load=faults.loading(system.load, self._wait))
@@ -337,7 +342,15 @@ class Simulation:
 
 
 def alone(
-    name: str, package: str, preset: str, params: Params, seed: int, days: int, drift: str | None, folder: str
+    name: str,
+    package: str,
+    preset: str,
+    params: Params,
+    seed: int,
+    days: int,
+    drift: str | None,
+    lasts: int,
+    folder: str,
 ) -> Regret:
     """The same world without the loop, in a process of its own: the first champion stays whatever happens.
 
@@ -345,7 +358,7 @@ def alone(
     """
     system = replace(find(package, name, preset), params=params)
     with Simulation(
-        system, Path(folder), seed=seed, days=days, drift=drift, progress=Progress(quiet=True)
+        system, Path(folder), seed=seed, days=days, drift=drift, lasts=lasts, progress=Progress(quiet=True)
     ) as simulation:
         simulation.history()
         simulation.train()

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 
 from common.cli import main, parser, simulating
@@ -15,6 +17,9 @@ from common.clock import WallClock
 from common.lifecycle import faults
 from common.registry.keys import Keys
 from common.registry.registry import Registry
+from common.schema import Event
+from common.system import Answered
+from tests.common.test_loop import shop
 
 
 @pytest.fixture(autouse=True)
@@ -159,6 +164,9 @@ def test_the_whole_loop_promotes_and_can_be_taken_back(
         loop["requests"] - served["requests"],
     )
     assert loop["page"] == "fraud/simulation.html"
+    assert loop["unanswered"] == 0
+    assert sum(loop["rungs"].values()) == sum(loop["answers"].values())
+    assert loop["rungs"]["full"] == loop["answers"]["full"]
 
     second = said("train", "fraud", "--seed", "1")["version"]
     assert said("versions", "fraud")["versions"][0]["aliases"] == ["champion"]  # type: ignore[index]
@@ -186,6 +194,30 @@ def test_months_are_simulated_into_one_document_and_a_page_and_leave_nothing_els
     assert list(home.glob("world-*")) == []
     assert main(["versions", "fraud", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["versions"] == [], "it all happened in a world of its own"
+
+
+@pytest.mark.parametrize(("page", "said"), [("file/page.html", "must be in a folder"), ("", "must be a file, got the")])
+def test_a_page_that_cannot_be_written_is_said_before_anything_is_simulated(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, page: str, said: str
+) -> None:
+    home.mkdir(exist_ok=True)
+    (home / "file").touch()
+    monkeypatch.setattr(simulating.Simulation, "history", lambda self: pytest.fail("it has begun"))
+    assert main(["simulate", "fraud", "--report", str(home / page)]) == 2
+    assert f"report: {said}" in capsys.readouterr().err
+
+
+def test_a_request_without_an_answer_that_can_be_read_is_counted() -> None:
+    class Log:
+        """Two requests; one answer that is none."""
+
+        def read(self, kind: type[Event], after: int) -> pa.Table:
+            if kind is Answered:
+                return pa.table({"request_id": ["a", "b"], "answer": ['{"action": "take"}', "{}"]})
+            return pa.table({"event_id": ["a", "b", "c"]})
+
+    lived = SimpleNamespace(log=Log(), system=shop())
+    assert simulating._unanswered(lived, 0) == 2  # type: ignore[arg-type]
 
 
 def test_what_can_be_simulated_is_said_with_an_example_that_can_be_parsed(

@@ -113,3 +113,13 @@ def test_a_fault_of_the_data_is_found_on_its_first_day_and_no_request_goes_witho
         rows = made.journal.rows(made.start, made.clock.now())
         assert np.isfinite(made.journal.columns.score[rows]).all()
         assert not made.journal.columns.is_degraded[rows].any()
+
+
+def test_fewer_days_of_a_world_that_is_drawn_for_as_many_are_its_first_ones(tmp_path: Path) -> None:
+    found = []
+    for days in (3, 5):
+        quiet = Progress(quiet=True)
+        with Simulation(build(TINY), tmp_path / str(days), seed=0, days=days, lasts=90, progress=quiet) as made:
+            until = made.start + 3 * DAY
+            found.append([(a.at, a.event.event_id) for a in made.world.arrivals(until)])
+    assert found[0] == found[1] != []
