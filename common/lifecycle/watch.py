@@ -178,11 +178,12 @@ class Watch:
         return habits
 
     def _labels(self, now: int) -> tuple[Flaw, ...]:
-        """Of the last days; whether they are random needs no habits."""
-        random = self._random(now)
-        if self.habits is None:
-            return (random,)
-        return (*quality.labels_health(self.habits, self._told(now - self.config.label_window * DAY, now)), random)
+        """Of the last day, on which much is seen at once, and of the last days; random ones need no habits to be seen."""
+        found = [self._random(now)]
+        if self.habits is not None:
+            for days in (1, self.config.label_window):
+                found += quality.labels_health(self.habits, self._told(now - days * DAY, now))
+        return tuple(found)
 
     def _random(self, now: int) -> Flaw:
         """Whether labels that come whatever they say are positive more often than scores say, evidence over enough.

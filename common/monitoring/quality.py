@@ -24,7 +24,7 @@ FEWEST = 2  # units with a yes, and with a no: of fewer a bootstrap knows no spr
 RATIOS = (1.25, 1.5, 2.0, 3.0, 5.0)  # as many more positives as a detector looks for
 LARGEST = 0.99  # quantile of the reference's clusters, to which larger ones are cut
 DAYS = 7  # of reference at least
-FLOOD = 2.0  # times the usual number of labels; fewer is no flood, however sure
+FLOOD = 3.0  # times the usual number of labels; fewer may be a drift, however sure
 MARGIN = 0.01  # share of rows or labels; a smaller change is no flaw, however sure
 HIGH = 0.7  # AUC; where labels agreed less with the score, agreement that is lost cannot be seen
 KEPT = 1 / 3  # of the AUC above 0.5; a drifted model keeps more than that, random labels keep none
@@ -501,7 +501,7 @@ class LabelHabits:
 def labels_health(habits: LabelHabits, told: Told) -> tuple[Flaw, ...]:
     """Whether a loop may learn from the labels of a span: a day, or several for what a day is too short to show.
 
-    - flood: `labels` per request that is due at least twice the usual; `repeated` for one request; for `unknown` ones.
+    - flood: `labels` per request that is due at least three times the usual; `repeated` for one request; for `unknown` ones.
     - frozen: `labels`: none, though so many were due that this is not chance; `value`: all the same, likewise.
     - random: `agreement`: the share of pairs that scores order unlike labels (1 - AUC). It exceeds only when the AUC is
       surely below 0.5 + (usual - 0.5) / 3. A model that lost half of its lead to a drift is above that (0.95 -> 0.75
