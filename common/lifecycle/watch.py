@@ -38,7 +38,7 @@ class Watching:
     drift_rate: float = 1e-5  # of false alarms, per chunk, over all columns and distances; slow growth is none
     surprise_rate: float = 1e-4  # one false alarm in so many days
     levels: tuple[float, ...] = (0.1, 0.3)  # shares of the reference's positives: surprise is looked for below each
-    surprise_slack: float = 0.2  # more positives by this share are no surprise
+    surprise_slack: float = 0.1  # more positives by this share are no surprise
     flaw_rate: float = 1e-6  # per day, over all columns
     flaw_margin: float = 0.02  # share of rows
     label_window: int = 7  # days of labels that are judged together
