@@ -24,7 +24,7 @@ from common.lifecycle.journal import FAULTS, Journal
 from common.lifecycle.parity import rescored
 from common.lifecycle.rollout import Rollout, Step, Steps
 from common.lifecycle.training import make
-from common.lifecycle.watch import Findings, Metric, Watch, Watching, begin, gauges, metric
+from common.lifecycle.watch import Findings, Metric, Watching, begin, gauges, metric
 from common.monitoring.alerts import Alarms, Alert, Series, rules, windows
 from common.monitoring.sinks import Sink
 from common.progress import Progress

@@ -133,15 +133,17 @@ def _known(simulation: Simulation, rows: slice) -> tuple[NDArray[np.bool_], Arra
 
 def _quality(simulation: Simulation) -> dict[str, Any]:
     """By week: log loss as it could be estimated at once, and as it turned out, with its 95 % interval."""
-    out: dict[str, Any] = {"days": [], "estimated": [], "realised": [], "low": [], "high": [], "metric": "log_loss"}
+    names = ("days", "estimated", "realised", "low", "high", "doubts")
+    out: dict[str, Any] = {name: [] for name in names} | {"metric": "log_loss"}
     c = simulation.journal.columns
     for week in range(simulation.days // WEEK):
         start = simulation.start + week * WEEK * DAY
         rows = simulation.journal.rows(start, start + WEEK * DAY)
         usable, labels, weights = _known(simulation, rows)
         out["days"].append((week + 1) * WEEK)
-        estimate = quality.estimate(c.score[rows][usable], surprised=False, outside=0.0)
+        estimate = quality.estimate(c.score[rows][usable], **_doubts(simulation, start, start + WEEK * DAY))
         out["estimated"].append(estimate.metrics.get("log_loss"))
+        out["doubts"].append(estimate.why)
         mature = usable & (weights > 0)
         found = None
         if mature.any() and start + WEEK * DAY <= simulation.clock.now() - simulation.system.label_delay:
@@ -150,6 +152,19 @@ def _quality(simulation: Simulation) -> dict[str, Any]:
         for name in ("value", "low", "high"):
             out["realised" if name == "value" else name].append(None if found is None else getattr(found, name))
     return out
+
+
+def _doubts(simulation: Simulation, start: int, end: int) -> dict[str, Any]:
+    """What the watch found in a span that speaks against an estimate."""
+    found = [findings for at, findings in simulation.loop.findings if start < at <= end] if simulation.loop else []
+    surprise = [f.surprise for f in found if f.surprise is not None]
+    outside = [flaw.share for f in found for flaw in f.data if flaw.kind == "out_of_range" and flaw.share is not None]
+    drifted = {column for f in found for (column, _), ratio in f.drift.items() if ratio is not None and ratio > 1}
+    return {
+        "surprised": max(surprise) >= 1 if surprise else None,
+        "outside": max(outside, default=None),
+        "drifted": drifted,
+    }
 
 
 def _canaries(simulation: Simulation) -> list[dict[str, Any]]:

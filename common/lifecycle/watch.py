@@ -44,6 +44,7 @@ class Watching:
     label_window: int = 7  # days of labels that are judged together
     label_rate: float = 1e-4  # per day, of taking good labels for random ones
     label_slack: float = 0.5  # more positives by this share than scores say are no sign of that
+    denied: float = 0.05  # share of labels that came because something happened, which may say that it did not
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ class Watch:
         self.habits, self._is_settled = habits, False
         enough = SURER * -math.log(config.label_rate)
         self._even = Surprise(dispersion=CLUSTERED, slack=config.label_slack, most=enough)
+        self._denied = Surprise(dispersion=CLUSTERED, slack=config.label_slack, most=enough)
+        denied, n = _denials(self._told(began - config.reference, began))
+        self._denies = max(config.denied, (denied + 1) / (n + 2))
         self._below = self._fit_surprise(rows, scores, began)
         self._judged = journal.system.early_delay + began
         self._shifts: dict[tuple[str, str], float | None] = {}
@@ -178,23 +182,29 @@ class Watch:
         return habits
 
     def _labels(self, now: int) -> tuple[Flaw, ...]:
-        """Of the last day, on which much is seen at once, and of the last days; random ones need no habits to be seen."""
-        found = [self._random(now)]
+        """Of the last day, on which much is seen at once, and of the last days. Random ones show without habits."""
+        found = self._random(now)
         if self.habits is not None:
             for days in (1, self.config.label_window):
                 found += quality.labels_health(self.habits, self._told(now - days * DAY, now))
         return tuple(found)
 
-    def _random(self, now: int) -> Flaw:
-        """Whether labels that come whatever they say are positive more often than scores say, evidence over enough.
+    def _random(self, now: int) -> list[Flaw]:
+        """Labels that say what they should not, evidence over enough.
 
-        A drift that the champion does not see makes them rarer; labels at random make half of them positive.
+        surplus: those that come whatever they say are positive more often than scores say. A drift that the champion
+        does not see makes them rarer; labels at random make half of them positive. denied: those that come because
+        something happened say more often than before that it did not.
         """
-        told = self._told(now - DAY, now)
+        told, enough = self._told(now - DAY, now), -math.log(self.config.label_rate)
         even = ~np.isnan(told.score)
         self._even = self._even.after(float(told.value[even].sum()), float(told.score[even].sum()))
-        found = max(self._even.detection, 0.0) / -math.log(self.config.label_rate)
-        return Flaw("surplus", "random", found, 0.0, 1.0)
+        denied, n = _denials(told)
+        self._denied = self._denied.after(denied, self._denies * n)
+        return [
+            Flaw(name, "random", max(seen.detection, 0.0) / enough, 0.0, 1.0)
+            for name, seen in (("surplus", self._even), ("denied", self._denied))
+        ]
 
     def _fit_surprise(self, rows: slice, scores: Array, now: int) -> list[Below]:
         """From requests that the champion did not learn from and whose outcomes had time to come; []: too few."""
@@ -251,6 +261,12 @@ class Watch:
         logs = np.array([below.surprise.detection for below in self._below])
         found = float(np.logaddexp.reduce(logs) - math.log(len(logs)))  # the mean of e-detectors is one
         return max(found, 0.0) / -math.log(self.config.surprise_rate)
+
+
+def _denials(told: Told) -> tuple[float, float]:
+    """Labels that came because something happened: how many say that it did not, and how many there are."""
+    prompted = ~told.is_even
+    return float((told.value[prompted] == 0).sum()), float(prompted.sum())
 
 
 def begin(

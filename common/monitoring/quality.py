@@ -28,7 +28,7 @@ FLOOD = 3.0  # times the usual number of labels; fewer may be a drift, however s
 MARGIN = 0.01  # share of rows or labels; a smaller change is no flaw, however sure
 HIGH = 0.7  # AUC; where labels agreed less with the score, agreement that is lost cannot be seen
 KEPT = 1 / 3  # of the AUC above 0.5; a drifted model keeps more than that, random labels keep none
-CHECKS = 8  # of labels
+CHECKS = 7  # of labels
 
 
 @dataclass(frozen=True)
@@ -452,7 +452,6 @@ class LabelHabits:
     repeated: Habit  # for a request that already had one
     unknown: Habit  # for a request that nobody made
     early: Habit  # dated otherwise than clocks allow
-    denied: Habit  # negative, though it came because something happened; of those that came for that
     delay: int  # us, median
     agreement: float | None  # AUC; None: below 0.7 or not known, where labels at random would look no different
     uneven: float  # variance of a day's AUC over what independent labels would give; at least 1
@@ -473,13 +472,10 @@ class LabelHabits:
             )
 
         def habit(counts: Sequence[float], of: Array) -> Habit:
-            if not of.any():
-                return Habit(0.0, 1.0)
             usual = float(sum(counts) / of.sum())
             return Habit(usual, float(of.sum()), _spread(np.array(counts), usual * of))
 
-        positive, repeated, unknown, early, denied = zip(*[_counts(day) for day in days], strict=True)
-        prompted = np.array([(~day.is_even).sum() for day in days], float)
+        positive, repeated, unknown, early = zip(*[_counts(day) for day in days], strict=True)
         late = np.concatenate([(day.heard - day.asked)[day.known] for day in days])
         score, value = (np.concatenate(c) for c in zip(*[(day.score, day.value) for day in days], strict=True))
         agreement, _ = _agreement(score, value)
@@ -492,7 +488,7 @@ class LabelHabits:
             uneven = max(1.0, float(np.mean(apart))) if apart else 1.0
         return cls(
             heard=habit(heard.tolist(), due), positive=habit(positive, heard), repeated=habit(repeated, heard),
-            unknown=habit(unknown, heard), early=habit(early, heard), denied=habit(denied, prompted),
+            unknown=habit(unknown, heard), early=habit(early, heard),
             delay=int(np.median(late)) if len(late) else 0,
             agreement=agreement if agreement is not None and agreement >= HIGH else None, uneven=uneven, rate=rate,
         )  # fmt: skip
@@ -501,19 +497,18 @@ class LabelHabits:
 def labels_health(habits: LabelHabits, told: Told) -> tuple[Flaw, ...]:
     """Whether a loop may learn from the labels of a span: a day, or several for what a day is too short to show.
 
-    - flood: `labels` per request that is due at least three times the usual; `repeated` for one request; for `unknown` ones.
+    - flood: `labels` per request that is due, at least three times the usual; `repeated` ones; for `unknown` requests.
     - frozen: `labels`: none, though so many were due that this is not chance; `value`: all the same, likewise.
     - random: `agreement`: the share of pairs that scores order unlike labels (1 - AUC). It exceeds only when the AUC is
       surely below 0.5 + (usual - 0.5) / 3. A model that lost half of its lead to a drift is above that (0.95 -> 0.75
       against 0.65), labels at random are not. Not asked where the usual AUC is below 0.7.
-      `denied`: labels that come because something happened say that it did not.
     - early: `clock`: dated before their requests, or later than they were heard.
 
     By chance any of these exceeds at most at the habits' rate, divided evenly among them. None: too few labels, or none
     due, to tell; more days may. Raises BadData.
     """
     n, due, each = len(told.value), told.due, habits.rate / CHECKS
-    positive, repeated, unknown, early, denied = _counts(told)
+    positive, repeated, unknown, early = _counts(told)
     usual, expected = habits.heard.usual, habits.heard.usual * due
     flood = max(FLOOD * usual, habits.heard.most(due, each)) if due else None
     silence = 1.0 if _log_none(expected, habits.heard.dispersion) <= math.log(each) else None
@@ -523,7 +518,6 @@ def labels_health(habits: LabelHabits, told: Told) -> tuple[Flaw, ...]:
         _too_many("unknown", "flood", unknown, n, habits.unknown, each),
         Flaw("labels", "frozen", 0.0 if n else silence, 0.0, 1.0),
         _too_many("clock", "early", early, n, habits.early, each),
-        _too_many("denied", "random", denied, int((~told.is_even).sum()), habits.denied, each),
     ]
     q = habits.positive.usual
     if 0 < q < 1:
@@ -548,16 +542,15 @@ def _too_many(column: str, kind: Kind, count: float, n: int, habit: Habit, rate:
     return Flaw(column, kind, count / n, habit.usual, max(habit.usual + MARGIN, habit.most(n, rate)))
 
 
-def _counts(told: Told) -> tuple[float, float, float, float, float]:
-    """Labels that are positive, repeated, about unknown requests, early, denied."""
+def _counts(told: Told) -> tuple[float, float, float, float]:
+    """Labels that are positive, repeated, about unknown requests, early."""
     wrong = told.value[~((told.value == 0) | (told.value == 1))]
     if len(wrong):
         raise BadData(f"label: must be 0 or 1, got {wrong[0]}")
     known = told.known
     early = (told.dated > told.heard) | (known & (told.dated < told.asked))
     repeated = len(told.request) - len(np.unique(told.request))
-    denied = (told.value == 0) & ~told.is_even
-    return float(told.value.sum()), float(repeated), float((~known).sum()), float(early.sum()), float(denied.sum())
+    return float(told.value.sum()), float(repeated), float((~known).sum()), float(early.sum())
 
 
 def _agreement(score: Array, value: Array) -> tuple[float | None, tuple[int, int]]:

@@ -50,7 +50,7 @@ def sentence(run: Story) -> str:
         rang = run.detection_delay is not None
         told += f" and was noticed {_lasting(run.detection_delay or 0)} later" if rang else " and was not noticed"
     ends = [event.kind for event in run.events]
-    for kind in ("promoted", "rejected", "rolled back"):
+    for kind in ("promoted", "rejected", "rolled back", "removed"):
         if n := ends.count(kind):
             told += f"; {plural(n, 'version')} {'was' if n == 1 else 'were'} {kind}"
     return told + "."
@@ -165,6 +165,8 @@ def _quality(run: Story) -> Section:
         apart = sum(abs(e - r) for e, r in both) / len(both)
         finding = f"Estimated and realised {q.metric} were {number(apart)} apart on average"
     how = f"{q.metric}: estimated before labels are there, realised when they have matured. Shaded: the interval."
+    if doubted := [(at, why) for at, why in zip(q.days, q.doubts, strict=True) if why is not None]:
+        how += f" {plural(len(doubted), 'estimate')} cannot be trusted, from day {day(doubted[0][0])}: {doubted[0][1]}."
     return *head, finding, how, timelines.quality(run)
 
 

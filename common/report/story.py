@@ -81,11 +81,12 @@ class Quality(_Part):
     realised: tuple[Measured, ...]
     low: tuple[Measured, ...]
     high: tuple[Measured, ...]
+    doubts: tuple[Text | None, ...]  # why an estimate is not to be trusted
     metric: Text
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        self._same_length("days", "estimated", "realised", "low", "high")
+        self._same_length("days", "estimated", "realised", "low", "high", "doubts")
         return self
 
 

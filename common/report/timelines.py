@@ -33,11 +33,11 @@ from common.report.look import LIGHT
 from common.report.story import WEEK, Canary, Drift, Event, Quality, Story, gaps
 
 MARKED = {"drift": "orange", "alarm": "orange", "retrained": "muted", "rejected": "muted", "promoted": "blue"}
-MARKED |= {"rolled back": "orange"}
+MARKED |= {"rolled back": "orange", "removed": "orange"}
 LESSER = ("retrained", "rejected")  # left out where there is no room for all
 STEPS = (0.25, 0.5, 1.0, 2.0, 4.0)  # a heat map's classes: ratios to the threshold
 ROWS, LANES, FLAGS = 30, 24, 12  # at most so many are drawn; the page says how many are not
-ENDS = {"promoted": "blue", "rolled back": "orange"}
+ENDS = {"promoted": "blue", "rolled back": "orange", "removed": "orange"}
 
 
 def flagged(story: Story) -> list[tuple[float, str, str, int]]:

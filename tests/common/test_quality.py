@@ -689,10 +689,9 @@ def test_a_quiet_week_answers_every_question() -> None:
     found = labels_health(HABITS, week(100))
     assert [(flaw.column, flaw.kind) for flaw in found] == [
         ("labels", "flood"), ("repeated", "flood"), ("unknown", "flood"), ("labels", "frozen"), ("clock", "early"),
-        ("denied", "random"), ("value", "frozen"), ("agreement", "random"),
+        ("value", "frozen"), ("agreement", "random"),
     ]  # fmt: skip
-    assert all(flaw.ratio is not None and flaw.ratio < 1 for flaw in found if flaw.column != "denied")
-    assert one(found, "denied").share is None  # no label came because of what it says
+    assert all(flaw.ratio is not None and flaw.ratio < 1 for flaw in found)
 
 
 def test_many_more_labels_are_a_flood_and_somewhat_more_are_not() -> None:
@@ -781,7 +780,7 @@ def test_what_is_told_of_unknown_requests_has_no_delay() -> None:
 def test_where_scores_and_labels_never_agreed_randomness_is_not_asked() -> None:
     weak = LabelHabits.fit([day(np.random.default_rng(seed), auc=0.6) for seed in range(20)])
     assert weak.agreement is None
-    assert "agreement" not in {flaw.column for flaw in labels_health(weak, week(9, auc=0.5))}
+    assert "random" not in {flaw.kind for flaw in labels_health(weak, week(9, auc=0.5))}
 
 
 def test_where_labels_only_say_yes_one_value_is_not_frozen() -> None:
@@ -842,19 +841,6 @@ def test_a_label_is_zero_or_one() -> None:
     told = week(13)
     with pytest.raises(BadData, match="label: must be 0 or 1, got"):
         labels_health(HABITS, replace(told, value=told.value + 2))
-
-
-def test_labels_that_come_because_something_happened_and_deny_it_are_random() -> None:
-    def prompted(told: Told, denied: float) -> Told:
-        rng = np.random.default_rng(len(told.value) + int(told.asked.sum()))
-        is_even = np.arange(len(told.value)) % 2 == 0
-        value = np.where(is_even, told.value, rng.random(len(is_even)) >= denied)
-        return replace(told, value=value, is_even=is_even, score=np.where(is_even, told.score, np.nan))
-
-    habits = LabelHabits.fit([prompted(day(np.random.default_rng(seed)), 0.02) for seed in range(60)])
-    assert habits.denied.usual == pytest.approx(0.02, abs=0.005)
-    assert kinds(labels_health(habits, prompted(week(9), 0.02))) == set()
-    assert exceeding(labels_health(habits, prompted(week(9), 0.5))) == {("denied", "random")}
 
 
 def test_days_that_differ_more_than_rows_by_chance_allow_more_of_a_flaw() -> None:

@@ -96,6 +96,7 @@ def example(seed: int = 0) -> Document:
         "drift_by_feature": {"days": list(range(1, days + 1)), "columns": columns},
         "quality": {"days": [d + 1 for d in range(days)], "estimated": estimated, "realised": realised,
                     "low": [e - 0.003 for e in estimated], "high": [e + 0.003 for e in estimated],
+                    "doubts": [None] * len(estimated),
                     "metric": "log_loss"},
         "canaries": [
             {"version": "8811994a3d75", "began": 42.5, "ended": 46.0, "end": "promoted",
@@ -132,7 +133,9 @@ def quiet() -> Document:
         "system": "parcels", "summary": "", "preset": "small", "seed": 0, "days": 7, "drift": None, "unit": "EUR",
         "detection_delay": None, "false_alarms": 0, "closed": None, "requests": 0, "weeks": [], "events": [],
         "drift_by_feature": {"days": [], "columns": {}},
-        "quality": {"days": [], "estimated": [], "realised": [], "low": [], "high": [], "metric": "log_loss"},
+        "quality": {
+            "days": [], "estimated": [], "realised": [], "low": [], "high": [], "doubts": [], "metric": "log_loss",
+        },
         "canaries": [], "calibration": [], "reasons": {"before": {}, "after": {}}, "versions": [], "alarms": [],
     }  # fmt: skip
 
@@ -303,7 +306,7 @@ def test_a_cell_is_outlined_when_it_is_above_its_threshold() -> None:
 def test_days_left_out_of_quality_are_missing_and_not_bridged() -> None:
     story = example()
     quality = story["quality"]
-    for name in ("days", "estimated", "realised", "low", "high"):
+    for name in ("days", "estimated", "realised", "low", "high", "doubts"):
         del quality[name][40:50]
     quality["realised"][10] = None
     picture = pictures(page(story))["quality"]
@@ -574,7 +577,9 @@ def stories(draw: st.DrawFn) -> Document:
         {"requests": st.integers(0, 9), "loss": measured, "ceiling": measured, "regret": measured,
          "regret_without": measured})  # fmt: skip
     weeks = draw(st.dictionaries(st.integers(0, 14), week, max_size=5))
-    kinds = st.sampled_from(["drift", "alarm", "cleared", "retrained", "rejected", "held", "promoted", "rolled back"])
+    kinds = st.sampled_from(
+        ["drift", "alarm", "cleared", "retrained", "rejected", "held", "promoted", "rolled back", "waiting", "removed"]
+    )
     bins = draw(st.integers(0, 4))
     calibration = st.builds(
         dict,
@@ -592,10 +597,10 @@ def stories(draw: st.DrawFn) -> Document:
         "drift_by_feature": st.fixed_dictionaries({"days": st.just(days), "columns": st.dictionaries(
             words, st.lists(measured, min_size=n, max_size=n), max_size=4)}),
         "quality": table(measured, n, "estimated", "realised", "low", "high").map(
-            lambda t: {"days": days, "metric": "m", **t}),
+            lambda t: {"days": days, "metric": "m", "doubts": [draw(st.none() | words) for _ in days], **t}),
         "canaries": some(st.fixed_dictionaries(
             {"version": words, "began": times, "ended": st.none() | times, "steps": some(st.tuples(times, shares)),
-             "end": st.sampled_from(["promoted", "rolled back", "running"]), "why": words})),
+             "end": st.sampled_from(["promoted", "rolled back", "running", "removed"]), "why": words})),
         "calibration": some(calibration),
         "reasons": st.fixed_dictionaries({side: st.dictionaries(words, unknown, max_size=4)
                                           for side in ("before", "after")}),
@@ -606,6 +611,13 @@ def stories(draw: st.DrawFn) -> Document:
             {"name": words, "began": times, "ended": st.none() | times, "look_at": words})),
     }  # fmt: skip
     return draw(st.fixed_dictionaries(document))
+
+
+def test_estimates_whose_assumptions_failed_are_said_to_be_doubtful() -> None:
+    run = example()
+    assert "cannot be trusted" not in page(run)
+    run["quality"]["doubts"][40:42] = ["matured labels contradict the probabilities"] * 2
+    assert "2 estimates cannot be trusted, from day 41: matured labels contradict the probabilities." in page(run)
 
 
 @given(stories())

@@ -173,6 +173,7 @@ def test_quality_that_has_had_no_time_to_be_known_is_missing(shop_run: Simulatio
     assert said["realised"][1] is None, "the labels of its last days are to come"
     assert said["low"][0] < said["realised"][0] < said["high"][0]
     assert all(value is not None for value in said["estimated"])
+    assert "matured labels contradict the probabilities" in (said["doubts"][1] or ""), "for the world has drifted"
 
 
 def test_drift_is_told_of_the_columns_that_are_watched_and_of_none_before_its_chunk_is_whole(

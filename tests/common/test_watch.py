@@ -29,6 +29,7 @@ class Day:
     ahead: int = 0  # us that clients' clocks are
     bad: float = 1.0  # times as many of the low scores are bad
     checked: float | None = None  # share of labels, heard whatever they say, that are positive; None: as scores say
+    denied: float = 0.0  # share of labels, heard because something happened, that say it did not
 
 
 class Told:
@@ -68,6 +69,7 @@ class Told:
             if checked or bad[i]:
                 lie = checked and how.checked is not None
                 value = bool(rng.random() < (how.checked or 0)) if lie else bool(bad[i])
+                value = value and (checked or how.denied == 0 or bool(rng.random() >= how.denied))
                 wait = HOUR if checked else int(rng.integers(HOUR, 40 * HOUR))
                 label = Verdict(
                     event_id=f"v{name}", event_timestamp=dated, order=name, user=user, bad=value, checked=checked
@@ -179,7 +181,7 @@ def test_a_chunk_is_judged_once_when_it_is_whole_and_stands_until_the_next_one_i
 def test_what_is_usual_of_labels_is_learned_once_and_not_before_its_time() -> None:
     told = Told().live(FIRST)
     watch = watched(told)
-    assert [columns(f) for f in days(told, watch, 11)] == [["surplus"]] * 11, "which needs no habits"
+    assert [columns(f) for f in days(told, watch, 11)] == [["surplus", "denied"]] * 11, "which needs no habits"
     (found,) = days(told, watch, 1)
     assert "labels" in columns(found)
     usual = watch.habits
@@ -203,7 +205,7 @@ def test_until_then_labels_are_judged_by_what_was_usual_under_the_champion_befor
 def test_where_something_is_wrong_nobody_settles_and_labels_stay_missing() -> None:
     told = Told().live(FIRST)
     watch = watched(told)
-    assert [columns(f) for f in days(told, watch, 14, settle=False)] == [["surplus"]] * 14
+    assert [columns(f) for f in days(told, watch, 14, settle=False)] == [["surplus", "denied"]] * 14
 
 
 def test_positives_where_the_scores_expected_none_are_a_surprise() -> None:
@@ -250,3 +252,14 @@ def test_a_model_says_of_the_past_what_it_would_have_said() -> None:
     model = Table((0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7))
     rows = told.journal.rows(START + DAY, START + 2 * DAY)
     assert scores(told.journal, model, rows).tolist() == model.probability(told.journal.x[rows]).tolist()
+
+
+@pytest.mark.parametrize("before", [0.0, 0.2])
+def test_labels_at_random_are_known_by_those_that_deny_what_they_came_for(before: float) -> None:
+    told = Told().live(FIRST, Day(denied=before))
+    watch = watched(told)
+    found = days(told, watch, 14, Day(denied=before))
+    assert not any(("denied", "random") in worst(f) for f in found), "as many as before are usual"
+    found = days(told, watch, 14, Day(denied=0.6 + before))
+    assert ("denied", "random") in worst(found[-1])
+    assert ("denied", "random") not in worst(found[0])

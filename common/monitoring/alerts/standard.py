@@ -35,7 +35,7 @@ def rules(
     availability: float = 0.999,  # share of answers that did not fail
     latency: float = 0.99,  # share of answers within 250 ms
     quiet: int = 3 * DAY,  # us that labels may stay away while answers are given
-    stuck: int = 7 * DAY,  # us that a canary may take to be promoted or rolled back
+    stuck: int = 14 * DAY,  # us that a canary may take to be promoted or rolled back
 ) -> tuple[Rule, ...]:
     """Drift, quality, labels, data, service levels, canary, monitoring itself, and the absence of each signal."""
     answers = signal("ml_answers_total", system=system)
