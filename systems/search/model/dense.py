@@ -1,7 +1,7 @@
 """Nearest neighbours among the vectors of documents, by FAISS (Douze et al. 2024)."""
 
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import faiss
 import numpy as np
@@ -26,7 +26,7 @@ class Neighbours(NamedTuple):
 class DenseIndex:
     """A graph of near neighbours (Malkov and Yashunin 2018, HNSW) over vectors of length 1, which it holds as well."""
 
-    def __init__(self, index: faiss.IndexHNSWFlat) -> None:
+    def __init__(self, index: Any) -> None:
         self._index = index
         self._index.hnsw.efSearch = EFFORT_SEARCHING
 
@@ -60,7 +60,7 @@ class DenseIndex:
 
     def vectors(self) -> Floats:
         """(n, dimensions), a view that the next `add` may leave behind."""
-        storage = faiss.downcast_index(self._index.storage)
+        storage: Any = faiss.downcast_index(self._index.storage)
         return np.asarray(faiss.rev_swig_ptr(storage.get_xb(), len(self) * self._index.d)).reshape(len(self), -1)
 
     def save(self, folder: Path) -> None:

@@ -17,7 +17,7 @@ def standardised(scores: Floats) -> NDArray[np.float64]:
     """
     wide = np.asarray(scores, np.float64)
     spread = wide.std(-1, keepdims=True)
-    return (wide - wide.mean(-1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
+    return np.asarray((wide - wide.mean(-1, keepdims=True)) / np.where(spread > 0, spread, 1.0))
 
 
 def weighted(parts: Sequence[Floats], weights: Sequence[float]) -> NDArray[np.float64]:
