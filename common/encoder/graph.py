@@ -5,6 +5,7 @@ the dense layers are integer products (Jacob et al. 2018); see `quantised` for h
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -24,6 +25,14 @@ SMOOTHING: Final = (0.25, 0.5, 0.75)
 OUTLIERS: Final = 8  # channels of a wide layer's input
 
 
+class Sample(NamedTuple):
+    """What a dense layer was given for some texts."""
+
+    low: Floats  # (n_in,) over all their tokens
+    high: Floats  # (n_in,)
+    x: Floats  # (n_tokens, n_in), of some of them
+
+
 class Dense(NamedTuple):
     """x @ w + b in eight bits: Q((x - middle) / unit) @ levels * scale + bias, and some channels as they were."""
 
@@ -41,8 +50,8 @@ class Dense(NamedTuple):
         return np.asarray(y, np.float32)
 
 
-def quantised(x: Floats, w: Floats, b: Floats) -> Dense:
-    """A dense layer (n_in, n_out) in eight bits, for inputs like the sample x, (n, n_in).
+def quantised(sample: Sample, w: Floats, b: Floats) -> Dense:
+    """A dense layer (n_in, n_out) in eight bits, for inputs like the sample.
 
     Scales are constants, so a text's vector does not depend on what is in its batch. Weights are rounded per output.
     A few channels of a BERT are far larger than the rest: a part of that size is moved from the activations into the
@@ -50,7 +59,7 @@ def quantised(x: Floats, w: Floats, b: Floats) -> Dense:
     out of the rounding (Dettmers et al. 2022, LLM.int8). The mean error, which averaging over tokens would keep, is
     taken off the bias (Nagel et al. 2019).
     """
-    low, high = x.min(0), x.max(0)
+    low, high, x = sample
     half, wanted = np.maximum((high - low) / 2, 1e-6), x @ w + b
     wide = w.shape[0] > w.shape[1]
     outliers = np.argsort(-half * np.abs(w).max(1), kind="stable")[: OUTLIERS if wide else 0]
@@ -68,7 +77,7 @@ def quantised(x: Floats, w: Floats, b: Floats) -> Dense:
 
 
 class _Graph:
-    def __init__(self, weights: Weights, shape: Shape, samples: Mapping[str, Floats] | None) -> None:
+    def __init__(self, weights: Weights, shape: Shape, samples: Mapping[str, Sample]) -> None:
         self.weights, self.shape, self.samples = weights, shape, samples
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
@@ -91,7 +100,7 @@ class _Graph:
         """Of several layers side by side."""
         w = np.concatenate([self.weights[f"{name}.weight"] for name in names]).T  # (n_in, n_out)
         b = np.concatenate([self.weights[f"{name}.bias"] for name in names])
-        if self.samples is None:
+        if names[0] not in self.samples:
             x = self.op("Identity", x, name=names[0])  # costs nothing; can be made an output
             return self.op("Add", self.op("MatMul", x, self.constant(w)), self.constant(b))
         layer = quantised(self.samples[names[0]], w, b)
@@ -108,10 +117,11 @@ class _Graph:
         return self.op("Add", y, self.op("MatMul", few, self.constant(w[layer.outliers])))
 
 
-def build(weights: Weights, shape: Shape, samples: Mapping[str, Floats] | None = None) -> onnx.ModelProto:
-    """tokens (n, length) int64 -> vectors (n, hidden) float32 of length 1; in eight bits where samples are given.
+def build(weights: Weights, shape: Shape, samples: Mapping[str, Sample] = MappingProxyType({})) -> onnx.ModelProto:
+    """tokens (n, length) int64 -> vectors (n, hidden) float32 of length 1.
 
-    These are the inputs of each dense layer for some texts, (n_tokens, n_in), by the names that `inputs` gives.
+    In eight bits are those dense layers of which there is a sample, by the names that
+    `inputs` gives.
     """
     g = _Graph(weights, shape, samples)
     positions = weights["embeddings.position_embeddings.weight"] + weights["embeddings.token_type_embeddings.weight"][0]

@@ -7,11 +7,12 @@ import numpy as np
 import onnxruntime as ort
 
 from common.encoder import Encoder, graph
-from common.encoder.weights import Checkpoint, Floats
+from common.encoder.graph import Sample
+from common.encoder.weights import Checkpoint
 from common.errors import BadData
 
-SAMPLED: Final = 64  # texts; more change nothing that can be seen
-PASSED: Final = 2_048  # tokens of each dense layer's input that are kept
+SAMPLED: Final = 128  # texts; what is larger than all that they held is clipped
+KEPT: Final = 2_048  # of their tokens, on which layers are compared
 
 
 def float32(checkpoint: Checkpoint, threads: int = 1) -> Encoder:
@@ -29,18 +30,20 @@ def int8(checkpoint: Checkpoint, texts: Sequence[str], threads: int = 1) -> Enco
     return Encoder(model.SerializeToString(), checkpoint.tokenizer, threads)
 
 
-def _samples(checkpoint: Checkpoint, texts: Sequence[str]) -> dict[str, Floats]:
-    """The input of each dense layer for these texts, (n_tokens, n_in)."""
+def _samples(checkpoint: Checkpoint, texts: Sequence[str]) -> dict[str, Sample]:
+    """Of each dense layer for these texts."""
     tokens = float32(checkpoint).tokens(texts)
+    every = 1 + sum(map(len, tokens)) // KEPT
     model = graph.build(checkpoint.weights, checkpoint.shape)
     names = graph.inputs(model)
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: list[list[Floats]] = [[] for _ in names]
+    found: list[list[Sample]] = [[] for _ in names]
     for ids in tokens:
-        for kept, value in zip(found, session.run(names, {graph.TOKENS: np.array([ids])}), strict=True):
-            kept.append(value[0])
-    samples = (np.concatenate(kept) for kept in found)
-    return {
-        name: x[:: max(1, len(x) // PASSED)]
-        for name, x in zip(names, samples, strict=True)
-    }  # fmt: skip
+        for samples, (x,) in zip(found, session.run(names, {graph.TOKENS: np.array([ids])}), strict=True):
+            samples.append(Sample(x.min(0), x.max(0), x[len(samples) % every :: every]))
+    return {name: _together(samples) for name, samples in zip(names, found, strict=True)}
+
+
+def _together(samples: Sequence[Sample]) -> Sample:
+    low, high, x = zip(*samples, strict=True)
+    return Sample(np.min(low, 0), np.max(high, 0), np.concatenate(x))

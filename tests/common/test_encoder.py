@@ -227,26 +227,33 @@ def test_eight_bits_need_texts_to_be_made_from() -> None:
 # The rounding
 
 
-def layer(rng: np.random.Generator, n_in: int, n_out: int) -> tuple[Floats, Floats, Floats]:
+def layer(rng: np.random.Generator, n_in: int, n_out: int) -> tuple[graph.Sample, Floats, Floats]:
     """A sample with a few channels far larger than the rest and far from 0, weights, bias."""
     x = rng.normal(size=(600, n_in)) * rng.uniform(0.1, 2, n_in) + rng.normal(0, 3, n_in)
     x[:, :3] *= 30
-    return x.astype(np.float32), rng.normal(size=(n_in, n_out)).astype(np.float32), np.ones(n_out, np.float32)
+    x = x.astype(np.float32)
+    return (
+        graph.Sample(x.min(0), x.max(0), x),
+        rng.normal(size=(n_in, n_out)).astype(np.float32),
+        np.ones(n_out, np.float32),
+    )
 
 
 @pytest.mark.parametrize(("n_in", "n_out"), [(64, 16), (16, 64)])
 def test_a_rounded_layer_errs_by_a_percent_and_on_average_not_at_all(n_in: int, n_out: int) -> None:
-    x, w, b = layer(np.random.default_rng(0), n_in, n_out)
-    error = graph.quantised(x, w, b)(x, w) - (x @ w + b)
+    sample, w, b = layer(np.random.default_rng(0), n_in, n_out)
+    x = sample.x
+    error = graph.quantised(sample, w, b)(x, w) - (x @ w + b)
     spread = (x @ w).std(0)
     assert np.sqrt((error**2).mean()) < 0.015 * spread.mean()
     assert (np.abs(error.mean(0)) < 1e-3 * spread).all()
 
 
 def test_only_the_largest_channels_of_a_wide_input_are_left_out_of_the_rounding() -> None:
-    x, w, b = layer(np.random.default_rng(1), 64, 16)
-    assert {0, 1, 2} <= set(graph.quantised(x, w, b).outliers.tolist())
-    assert len(graph.quantised(x[:, :16], w[:16], b).outliers) == 0
+    sample, w, b = layer(np.random.default_rng(1), 64, 16)
+    assert {0, 1, 2} <= set(graph.quantised(sample, w, b).outliers.tolist())
+    narrow = graph.Sample(*(part[..., :16] for part in sample))
+    assert len(graph.quantised(narrow, w[:16], b).outliers) == 0
 
 
 # The published model

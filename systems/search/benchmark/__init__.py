@@ -45,7 +45,7 @@ def benchmark(data_dir: Path | None) -> BenchmarkResult:
     folder = dataset.find(data_dir)
     data = dataset.read(folder)
     checkpoint = weights.read(weights.published(), weights.SHA256)
-    sample = [*ranking.whole(data)[:40], *data.queries[:24]]
+    sample = [*ranking.whole(data)[:64], *data.queries[:64]]
     return run(folder, data, making.int8(checkpoint, sample, THREADS))
 
 
@@ -87,6 +87,7 @@ def run(folder: Path, data: Collection, encoder: Encodes) -> BenchmarkResult:
             "parameters": {
                 "k1": ranking.K1, "b": ranking.B, "title_repeats": ranking.TITLE_REPEATS,
                 "passage_sentences": ranking.WINDOW, "fed_back": ranking.FED_BACK,
+                "vectors_to_bm25_before_feedback": ranking.FIRST,
             },
             "training_queries": len(train),
             "test_queries": len(test),
