@@ -60,6 +60,7 @@ def quantised(sample: Sample, w: Floats, b: Floats) -> Dense:
     taken off the bias (Nagel et al. 2019).
     """
     low, high, x = sample
+    middle = np.asarray((low + high) / 2, np.float32)
     half, wanted = np.maximum((high - low) / 2, 1e-6), x @ w + b
     wide = w.shape[0] > w.shape[1]
     outliers = np.argsort(-half * np.abs(w).max(1), kind="stable")[: OUTLIERS if wide else 0]
@@ -70,7 +71,7 @@ def quantised(sample: Sample, w: Floats, b: Floats) -> Dense:
         unit = half**part * (half ** (1 - part))[rounded].max()
         moved = np.where(rounded, unit, 0)[:, None] * w
         scale = np.abs(moved).max(0) / LEVELS
-        layer = Dense((low + high) / 2, unit, np.rint(moved / scale).astype(np.int8), scale, 0 * b, outliers)
+        layer = Dense(middle, unit, np.rint(moved / scale).astype(np.int8), scale, 0 * b, outliers)
         error = wanted - layer(x, w)
         tried.append((float(((error - error.mean(0)) ** 2).mean()), layer._replace(bias=error.mean(0))))
     return min(tried, key=lambda entry: entry[0])[1]

@@ -164,7 +164,8 @@ def test_test_judgements_change_no_choice(tmp_path: Path) -> None:
     lines = (folder / "qrels" / "test.tsv").read_text().splitlines()
     (folder / "qrels" / "test.tsv").write_text("\n".join([lines[0], "q3\td5\t1"]) + "\n")
     after = room.run(folder, dataset.read(folder), Bag())
-    assert before.details["choices"] == after.details["choices"]
+    for name in ("choices", "system"):
+        assert before.details[name] == after.details[name]
     assert before.metrics != after.metrics
 
 

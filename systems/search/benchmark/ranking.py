@@ -59,8 +59,9 @@ def passages(data: Collection) -> tuple[list[str], Index]:
 
 def encode(encoder: Encodes, data: Collection, queries: Sequence[str]) -> Vectors:
     parts, owner = passages(data)
-    texts = (queries, whole(data), data.titles, parts)
-    return Vectors(*(encoder.encode(list(some)) for some in texts), owner)
+    return Vectors(
+        encoder.encode(queries), encoder.encode(whole(data)), encoder.encode(data.titles), encoder.encode(parts), owner
+    )
 
 
 def lexical(data: Collection, queries: Sequence[str]) -> dict[str, Floats]:

@@ -17,7 +17,9 @@ def standardised(scores: Floats) -> NDArray[np.float64]:
     """
     wide = np.asarray(scores, np.float64)
     spread = wide.std(-1, keepdims=True)
-    return np.asarray((wide - wide.mean(-1, keepdims=True)) / np.where(spread > 0, spread, 1.0))
+    spread[spread <= 1e-12 * np.abs(wide).max(-1, keepdims=True)] = 0  # rounding alone
+    centred = wide - wide.mean(-1, keepdims=True)
+    return np.asarray(np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0))
 
 
 def weighted(parts: Sequence[Floats], weights: Sequence[float]) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ class Analyser:
 
     def words(self, text: str) -> list[str]:
         """In lower case, without accents, as written; stop words are among them."""
-        plain = unicodedata.normalize("NFKD", text.casefold())
+        plain = unicodedata.normalize("NFKD", text).casefold()
         return [word[:LONGEST] for word in WORD.findall("".join(c for c in plain if not unicodedata.combining(c)))]
 
     def terms(self, text: str) -> list[str]:
