@@ -70,7 +70,7 @@ def quantised(sample: Sample, w: Floats, b: Floats) -> Dense:
     for part in SMOOTHING:
         unit = half**part * (half ** (1 - part))[rounded].max()
         moved = np.where(rounded, unit, 0)[:, None] * w
-        scale = np.abs(moved).max(0) / LEVELS
+        scale = np.maximum(np.abs(moved).max(0), 1e-12) / LEVELS
         layer = Dense(middle, unit, np.rint(moved / scale).astype(np.int8), scale, 0 * b, outliers)
         error = wanted - layer(x, w)
         tried.append((float(((error - error.mean(0)) ** 2).mean()), layer._replace(bias=error.mean(0))))
