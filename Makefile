@@ -68,6 +68,8 @@ results: $(READY)
 	$(BIN)/python -m benchmarks.drift --json > docs/results/drift.json
 	$(BIN)/python -m benchmarks.rollout --json > docs/results/rollout.json
 	$(BIN)/python -m benchmarks.loop --json > docs/results/loop.json
+	$(BIN)/python -m benchmarks.lexical --json > docs/results/lexical.json
+	$(BIN)/python -m benchmarks.encoder --json > docs/results/encoder.json
 	$(BIN)/python -m benchmarks.document
 
 # What was tested, as constraints: run after a change of pyproject.toml, then make test.
