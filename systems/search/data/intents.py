@@ -176,7 +176,7 @@ def intents(config: Config, seed: int, spoken: Language, drift_at: int) -> Inten
     ]
     slips = rng.uniform(size=(n, 4))
     text = list(clean)
-    known = {part for sentence in set(clean) for part in sentence.split(" ")}
+    known = _vocabulary(spoken)
     for i in np.flatnonzero(slips[:, 0] < people.slips[shopper]).tolist():
         wrong = mistype(clean[i], (slips[i, 1], slips[i, 2], slips[i, 3]))
         if not set(wrong.split(" ")) - set(clean[i].split(" ")) & known:  # else it would be another word
@@ -185,6 +185,14 @@ def intents(config: Config, seed: int, spoken: Language, drift_at: int) -> Inten
         config, spoken, people, drift_at, time, shopper, said, filtered, by_category, in_eur, word, text, clean, kind,
         wish,
     )  # fmt: skip
+
+
+def _vocabulary(spoken: Language) -> set[str]:
+    """Every word that a query may hold."""
+    told = [
+        form for a, values in enumerate(spoken.values) if a != BUDGET for value in values for form in forms(a, value)
+    ]
+    return set(" ".join((*spoken.words, *told, *CHEAP, *MIDDLING, *DEAR, *FILLERS)).lower().split())
 
 
 def pick_sorted(cumulative: Array, u: Array) -> Ints:

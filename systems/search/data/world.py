@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from common.clock import DAY, HOUR, MINUTE, SECOND
-from common.errors import BadSetting, NotFound
+from common.errors import BadRecord, BadSetting, NotFound
 from common.system import Arrival
 from systems.search.config import CATEGORIES, DEVICES, DRIFTS, Category, Config, Device
 from systems.search.data.catalogue import NEVER, Array, Catalogue, Flags, Ints, catalogue
@@ -88,7 +88,7 @@ class ShopWorld:
             self._answered[q], texts[q] = True, query
             seen = dict.fromkeys(hit.product_id for hit in results.hits)
             if len(seen) < len(results.hits):
-                raise NotFound(f"hits: must be different products, got {len(results.hits) - len(seen)} twice")
+                raise BadRecord(f"hits: must be different products, got {len(results.hits) - len(seen)} twice")
             of_page = zip(self._product_rows(list(seen)).tolist(), results.hits, strict=True)
             pairs += [(q, p, i, query.page, hit.weight) for i, (p, hit) in enumerate(of_page)]
         if not pairs:
@@ -155,7 +155,7 @@ class ShopWorld:
         return self._attraction(self._rows(requests), self._product_rows(products))
 
     def segments(self, requests: Sequence[Query]) -> Mapping[str, Flags]:
-        """Head, torso, tail; typo; new product: a tenth or more of what fits best was listed lately. (n,) each."""
+        """Head, torso, tail; typo; new product: a fifth or more of what fits best was listed lately. (n,) each."""
         rows = self._rows(requests)
         groups = {name: flags[rows] for name, flags in self._groups.items()}
         return {**groups, "new product": np.array([self._wants_new(q) for q in rows.tolist()], bool)}
@@ -170,7 +170,7 @@ class ShopWorld:
         rows, relevance = self._truth.relevant(q)
         fits = self._shop.listed_at[rows[relevance == relevance.max(initial=0)]]
         oldest = max(self._asked.time[q] - int(self.config.new_days * DAY), self.config.start + 1)
-        return bool(len(fits) and (fits >= oldest).mean() >= 0.1)
+        return bool(len(fits) and (fits >= oldest).mean() >= 0.2)
 
     def _examined(self, q: Ints, position: Ints, page: Ints) -> Array:
         steepness = np.array(self.config.examined)[self._asked.shoppers.phone[self._asked.shopper[q]]]
