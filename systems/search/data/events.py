@@ -18,7 +18,8 @@ Kind = Literal["click", "purchase"]
 
 def normalise(text: str) -> str:
     """What is the same query: one form of each character, no capitals, single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
 class Query(Event):
