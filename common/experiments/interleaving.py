@@ -4,7 +4,7 @@ Team-draft interleaving: Radlinski, Kurup, Joachims 2008, How does clickthrough 
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -14,38 +14,50 @@ D = TypeVar("D", bound=Hashable)
 
 
 class Interleaved(NamedTuple, Generic[D]):
-    """What is shown, and whose each item is: 0 is the first ranking's, 1 the second's."""
+    """What is shown, and whose each item is: -1 the first ranking's, 1 the second's, 0 of both alike."""
 
     ranking: list[D]
     teams: list[int]
 
 
-def team_draft(a: Sequence[D], b: Sequence[D], size: int, rng: np.random.Generator) -> Interleaved[D]:
+def team_draft(a: Sequence[D], b: Sequence[D], size: int, luck: Callable[[], float]) -> Interleaved[D]:
     """As captains pick teams: in every round both take the best that is left, and a coin says who begins.
 
-    A side that has nothing left is passed over. Items within a ranking must differ.
+    Where both would take the same, it is shown and a click on it decides nothing (Chapelle et al. 2012, Large-scale
+    validation and analysis of interleaved search evaluation, TOIS 30:6). luck: draws from [0, 1), one per round at
+    most. A side that has nothing left is passed over. Items of a ranking must differ.
     """
     ranking: list[D] = []
     teams: list[int] = []
     taken: set[D] = set()
-    rest = [iter(a), iter(b)]
+
+    def show(item: D, team: int) -> None:
+        ranking.append(item)
+        teams.append(team)
+        taken.add(item)
+
+    lists, at = (a, b), [0, 0]
     while len(ranking) < size:
-        before = len(ranking)
-        first = int(rng.random() < 0.5)
-        for team in (first, 1 - first):
-            pick = next((item for item in rest[team] if item not in taken), None)
-            if pick is not None and len(ranking) < size:
-                ranking.append(pick)
-                teams.append(team)
-                taken.add(pick)
-        if len(ranking) == before:
+        for side, own in enumerate(lists):
+            while at[side] < len(own) and own[at[side]] in taken:
+                at[side] += 1
+        left = [own[at[side]] if at[side] < len(own) else None for side, own in enumerate(lists)]
+        if left[0] is None and left[1] is None:
             break
+        if left[0] == left[1] and left[0] is not None:
+            show(left[0], 0)
+            continue
+        first = int(None not in left and luck() < 0.5)
+        for side in (first, 1 - first):
+            pick = left[side]
+            if pick is not None and len(ranking) < size:
+                show(pick, 2 * side - 1)
     return Interleaved(ranking, teams)
 
 
 def winner(teams: Sequence[int], clicked: Sequence[bool]) -> int:
     """1: the second ranking got more of a query's clicks, -1: the first one did, 0: neither."""
-    votes = sum(2 * team - 1 for team, click in zip(teams, clicked, strict=True) if click)
+    votes = sum(team for team, click in zip(teams, clicked, strict=True) if click)
     return (votes > 0) - (votes < 0)
 
 

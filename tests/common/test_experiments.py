@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import BadSetting
 from common.experiments.ab import difference, units_needed
-from common.experiments.interleaving import evidence, preference, sign_test, team_draft, winner
+from common.experiments.interleaving import Interleaved, evidence, preference, sign_test, team_draft, winner
 from common.experiments.propensity import Array, Flags, Ints, by_em, by_interventions, weights
 
 RANKINGS = st.lists(st.integers(0, 15), unique=True, max_size=12)
@@ -23,54 +24,63 @@ def rng(seed: int = 0) -> np.random.Generator:
 def test_an_interleaved_ranking_holds_each_item_once_and_all_that_there_is_room_for(
     a: list[int], b: list[int], size: int, seed: int
 ) -> None:
-    ranking, teams = team_draft(a, b, size, rng(seed))
+    ranking, teams = team_draft(a, b, size, rng(seed).random)
     assert len(set(ranking)) == len(ranking) == len(teams) == min(size, len(set(a) | set(b)))
-    for team, own in enumerate((a, b)):
-        mine = [own.index(item) for item, whose in zip(ranking, teams, strict=True) if whose == team]
+    for team, own in ((-1, a), (1, b)):
+        mine = [own.index(item) for item, whose in zip(ranking, teams, strict=True) if whose in (team, 0)]
         assert mine == sorted(mine)
 
 
-@given(st.permutations(range(8)), st.permutations(range(8)), st.integers(0, 1_000))
-def test_two_items_shown_are_one_of_each_side(a: list[int], b: list[int], seed: int) -> None:
-    _, teams = team_draft(a, b, 8, rng(seed))
-    assert all({teams[i], teams[i + 1]} == {0, 1} for i in range(0, 8, 2))
+@given(st.permutations(range(8)), st.permutations(range(8)), st.integers(1, 8), st.integers(0, 1_000))
+def test_no_side_is_ever_more_than_one_item_ahead(a: list[int], b: list[int], size: int, seed: int) -> None:
+    _, teams = team_draft(a, b, size, rng(seed).random)
+    assert np.abs(np.cumsum(teams)).max() <= 1
 
 
 @given(st.permutations(range(8)), st.integers(1, 8), st.integers(0, 1_000))
-def test_where_both_agree_that_is_what_is_shown(a: list[int], size: int, seed: int) -> None:
-    assert team_draft(a, a, size, rng(seed)).ranking == list(a[:size])
+def test_where_both_agree_that_is_what_is_shown_and_it_is_nobodys(a: list[int], size: int, seed: int) -> None:
+    assert team_draft(a, a, size, rng(seed).random) == (a[:size], [0] * size)
 
 
 def test_each_side_gets_each_place_as_often() -> None:
-    source, places = rng(), Counter[tuple[int, int]]()
-    for _ in range(4_000):
-        places.update(enumerate(team_draft("abcdef", "fbdxyz", 5, source).teams))
-    for place in range(5):
-        assert abs(places[place, 1] / 4_000 - 0.5) < 4 * 0.5 / math.sqrt(4_000), place
+    source, places, times = rng(), Counter[tuple[int, int]](), 4_000
+    for _ in range(times):
+        places.update(enumerate(team_draft("abcdef", "abfxdyz", 6, source.random).teams))
+    for place in range(6):
+        first, second = places[place, -1], places[place, 1]
+        assert first + second == (times if place > 1 else 0)
+        assert abs(first - second) < 4 * math.sqrt(times), place
 
 
-def test_identical_rankings_tie_in_expectation_and_better_ones_win() -> None:
+@given(RANKINGS, RANKINGS, st.integers(0, 12))
+def test_who_is_called_first_and_who_second_makes_no_difference(a: list[int], b: list[int], size: int) -> None:
+    """Over all throws of the coin: the same drafts, with the sides exchanged."""
+    lots = list(product((0.0, 0.9), repeat=6))
+    one = Counter(str(team_draft(a, b, size, iter(lot).__next__)) for lot in lots)
+    other = [team_draft(b, a, size, iter(lot).__next__) for lot in lots]
+    assert one == Counter(str(Interleaved(r, [-team for team in teams])) for r, teams in other)
+
+
+def test_equals_tie_in_expectation_and_the_better_one_wins() -> None:
     source, relevant = rng(), {"a", "b"}
-    better = worse = 0
-    same: list[int] = []
+    votes: dict[str, list[int]] = {"bacdef": [], "efcdab": []}
     for _ in range(3_000):
-        for second, votes in (("abcdef", same), ("efcdab", None)):
-            ranking, teams = team_draft("abcdef", second, 6, source)
+        for second, found in votes.items():
+            ranking, teams = team_draft("abcdef", second, 6, source.random)
             looked = source.random(6) < TRUE[:6]
-            won = winner(teams, [bool(look) and item in relevant for look, item in zip(looked, ranking, strict=True)])
-            if votes is not None:
-                votes.append(won)
-            else:
-                better, worse = better + (won < 0), worse + (won > 0)
-    assert preference(same).p_value > 0.01
-    assert better > 2 * worse
-    assert sign_test(better, worse) < 1e-6
+            clicked = [bool(look) and item in relevant for look, item in zip(looked, ranking, strict=True)]
+            found.append(winner(teams, clicked))
+    equal, worse = (preference(found) for found in votes.values())
+    assert equal.p_value > 0.01
+    assert equal.e_value < 20 < worse.e_value
+    assert worse.first > 2 * worse.second
+    assert worse.p_value < 1e-6
 
 
 def test_a_query_is_won_by_more_clicks_and_by_nobody_without_any() -> None:
-    assert winner([0, 1, 1], [False, True, True]) == 1
-    assert winner([0, 1, 1], [True, False, False]) == -1
-    assert winner([0, 1], [True, True]) == winner([0, 1], [False, False]) == 0
+    assert winner([-1, 1, 1], [False, True, True]) == 1
+    assert winner([-1, 1, 0], [True, False, True]) == -1
+    assert winner([-1, 1, 0], [True, True, True]) == winner([-1, 1, 0], [False, False, True]) == 0
     told = preference([1, 1, -1, 0])
     assert (told.first, told.second, told.ties, told.share) == (1, 2, 1, 2 / 3)
 

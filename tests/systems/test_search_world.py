@@ -18,7 +18,7 @@ from systems.search.data import EXAMPLES, Feedback, Hit, Product, Query, Results
 from systems.search.data.events import LONGEST
 from systems.search.data.words import NEWCOMERS, WAVE, mistype, sections
 
-CONFIG = replace(SMALL, days=40, history_days=30, products=1_000, shoppers=300, queries_per_day=100.0)
+CONFIG = replace(SMALL, days=40, history_days=30, products=1_000, shoppers=300, queries_per_day=60.0)
 START = CONFIG.start
 E = TypeVar("E", bound=Record)
 Ranker = Callable[[Sequence[Query]], list[list[str]]]
@@ -158,9 +158,9 @@ def test_the_same_product_is_clicked_less_where_fewer_look_and_least_on_small_sc
             shown = ranking if coin.random() < 0.5 else [ranking[5], *ranking[1:5], ranking[0]]
             shop.react([(query, results(shown))])
     for event in of_kind(Feedback, shop.arrivals(START + 40 * DAY)):
-        query, product = target.get(event.query_id, (None, None))
-        if query and event.product_id == product and event.kind == "click":
-            clicks[query.device, event.position] += 1
+        if event.query_id in target and event.kind == "click":
+            query, product = target[event.query_id]
+            clicks[query.device, event.position] += event.product_id == product
     ratios = [clicks[device, 6] / clicks[device, 1] for device in ("desktop", "phone")]
     for ratio, steepness in zip(ratios, CONFIG.examined, strict=True):
         assert abs(ratio / 6**-steepness - 1) < 0.25
@@ -195,7 +195,7 @@ def test_clicks_follow_relevance_and_looks_purchases_follow_quality() -> None:
     clicked, bought = (
         np.array([(q.event_id, p, k) in told for q, p in pairs], bool) for k in ("click", "purchase")
     )  # fmt: skip
-    looked = shop.examination([q for q, _ in pairs], np.tile(np.arange(1, 11), len(asked))[: len(pairs)])
+    looked = shop.examination([q for q, _ in pairs], [i for r in ranked for i in range(1, len(r) + 1)])
     for g in (1, 2, 3):
         mine = relevance == g
         expected = (chance * looked)[mine].sum()
@@ -277,7 +277,7 @@ def test_what_passes_no_filter_is_not_what_was_wished_for() -> None:
     asked = [q for q in of_kind(Query, heard) if q.brand or q.colour or q.price_max or q.price_min or q.category]
     now = {p.product_id: p for p in of_kind(Product, heard) if p.event_timestamp == START}
     changed = {p.product_id for p in of_kind(Product, heard) if not p.event_id.endswith("listed")}
-    assert len(asked) > 300
+    assert len(asked) > 200
     for query, found in zip(asked, shop.relevant(asked), strict=True):
         for product in (now[name] for name in found if name in now and name not in changed):
             assert query.brand in (None, product.brand)
