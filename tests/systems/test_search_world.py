@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from common.clock import DAY, HOUR
 from common.errors import BadRecord, BadSetting, NotFound
-from common.schema import Record, from_rows
+from common.schema import Event, Record, from_rows, from_table, to_table
 from common.system import Arrival
 from systems.search.config import CATEGORIES, FULL, SMALL
 from systems.search.data import EXAMPLES, Feedback, Hit, Product, Query, Results, ShopWorld, normalise, world
@@ -108,6 +108,14 @@ def test_what_arrives_is_in_order_valid_and_unique() -> None:
         assert from_rows(kind, [e.model_dump() for e in mine]) == mine
         assert len(mine) > 500
     assert all(a.at == a.event.event_timestamp for a in heard if not isinstance(a.event, Feedback))
+
+
+@pytest.mark.parametrize("kind", [Query, Product, Feedback])
+def test_events_are_the_same_after_a_table_and_after_json(kind: type[Event]) -> None:
+    _, heard = lived()
+    mine = of_kind(kind, heard)[:200]
+    assert from_table(kind, to_table(kind, mine)) == mine
+    assert [kind.parse(event.model_dump_json()) for event in mine] == mine
 
 
 def test_feedback_carries_the_keys_and_the_time_of_its_query_and_comes_before_the_label_delay() -> None:

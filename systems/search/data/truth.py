@@ -17,17 +17,14 @@ from systems.search.data.words import BUDGET
 AT: Final = 10  # of nDCG
 DISCOUNT: Final = 1 / np.log2(np.arange(AT) + 2)
 GAIN: Final = np.array([0.0, 1.0, 3.0, 7.0])  # 2 ** relevance - 1
+GRADES: Final = np.array([[3, 0, 0, 0], [3, 1, 0, 0], [3, 2, 1, 0], [3, 2, 1, 1]])  # by wishes, and those not met
 _REACH: Final = np.r_[0, np.cumsum(DISCOUNT)]  # of the first 0, 1, ... 10 places
 
 
 def grade(fits: Flags, wished: Flags) -> Ints:
     """Relevance 1, 2, 3 of products of the right kind; fits, wished: (..., 6)."""
     missed, size = (wished & ~fits).sum(axis=-1), wished.sum(axis=-1)
-    return _grade(missed, size)
-
-
-def _grade(missed: Ints, size: Ints | int) -> Ints:
-    return np.where(missed == 0, 3, np.where((missed == 1) & (np.asarray(size) >= 2), 2, 1))
+    return np.asarray(GRADES[size, missed])
 
 
 def best_dcg(grades: Ints) -> Array:
@@ -119,13 +116,13 @@ class Truth:
         said, wish = np.flatnonzero(intents.said[q]), intents.wish[q]
         missed = (value[:, said] != wish[said]).sum(axis=1)
 
-        grades = [_grade(missed, len(said))[None]]
+        grades = [GRADES[len(said)][missed][None]]
         silent = 1 - config.unsaid if len(said) else 1.0
         weights = [np.array([self._sets[NUMBER[tuple(said.tolist())]] * silent])]
         for a in np.flatnonzero(~intents.said[q]).tolist() if len(said) < 3 else []:
             taste = self._taste(q, a, epoch)[kind]
             values = np.flatnonzero(taste)
-            grades.append(_grade(missed + (value[:, a] != values[:, None]), len(said) + 1))
+            grades.append(GRADES[len(said) + 1][missed + (value[:, a] != values[:, None])])
             share = self._sets[NUMBER[tuple(sorted((*said.tolist(), a)))]]
             weights.append(share * config.unsaid / (len(said) + 1) * taste[values])
         grade, weight = np.concatenate(grades), np.concatenate(weights)
