@@ -54,11 +54,12 @@ class Fitted(NamedTuple):
 
 
 def by_em(item: Ints, position: Ints, clicked: Flags, positions: int, rounds: int = 200, prior: float = 1.0) -> Fitted:
-    """By expectation maximisation, which needs no accident but enough items that were seen at several positions.
+    """By expectation maximisation, which needs no accident but enough clicks on each item at several positions.
 
     As Wang et al. 2018, Position bias estimation for unbiased learning to rank in personal search, WSDM, with a table
-    of attractions in place of their regression. prior: looks at each item that are made up,
-    clicked at the mean rate.
+    of attractions in place of their regression. Where most items were seen once or twice, luck passes for attraction
+    and all positions seem alike: let `item` number groups of them, such as the place where the ranker would have put
+    them. prior: looks at each item that are made up, clicked at the mean rate.
     """
     shown, clicks = _counts(item, position, clicked, positions)
     used = shown.sum(axis=0) > 0

@@ -157,6 +157,20 @@ def test_expectation_maximisation_tells_positions_from_items(swap: bool) -> None
     assert np.corrcoef(fitted.attraction, attraction)[0, 1] > 0.95
 
 
+def test_items_seen_once_each_need_a_number_that_they_share() -> None:
+    source, n = rng(), 40_000
+    place = np.tile(np.arange(10), (n, 1))  # where the ranker would have put it
+    other, swapped = source.integers(0, 10, n), source.random(n) < 0.5
+    place[:, 0] = np.where(swapped, other, 0)
+    place[np.arange(n), other] = np.where(swapped, 0, other)
+    clicked = source.random((n, 10)) < TRUE * source.beta(1, 1 + place / 3)
+    position = np.tile(np.arange(10), n)
+    by_place = by_em(place.ravel(), position, clicked.ravel(), 10).examination
+    some = slice(20_000)
+    by_itself = by_em(np.arange(20_000), position[some], clicked.ravel()[some], 10).examination
+    assert np.abs(by_place / TRUE - 1).max() < 0.15 < 0.5 < np.abs(by_itself / TRUE - 1).max()
+
+
 @given(st.integers(0, 50), st.integers(2, 6))
 def test_noiseless_clicks_give_the_exact_propensities(seed: int, positions: int) -> None:
     """Every item at every position, so often that shares are exact: with counts in place of draws."""
