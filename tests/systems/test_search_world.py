@@ -283,7 +283,7 @@ def test_what_a_filter_or_a_budget_in_eur_rules_out_is_not_what_is_meant() -> No
         if query.category:
             wrong |= spoken.category != CATEGORIES.index(query.category)
         called = spoken.word_share[0, :, asked.word[q]] > 0
-        ruled_out += (called & wrong).any()
+        ruled_out += int((called & wrong).any())
         assert not shop._truth._kinds(q)[wrong].any()
     assert ruled_out > 10
 

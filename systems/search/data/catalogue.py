@@ -278,11 +278,11 @@ def _text(config: Config, spoken: Language, kind: int, value: list[int], u: list
     use, shared = thing.uses[int(u[11] * len(thing.uses))], thing.shared[int(u[12] * len(thing.shared))]
     told = [say(colour, u[13], 0.4), say(material, u[14], 0.4), say(feature, u[15], 0.4), say(size, u[16], 0.4)]
     order = (
-        f"This {other} by {brand[0]} comes in {told[0]}.",
+        f"The {other} by {brand[0]} in {told[0]}.",
         f"Made with {told[1]}, {told[2]}.",
-        f"Size: {told[3]}.",
+        f"Size: {told[3].removeprefix('size ')}.",
         f"Ideal for {use}." if u[17] < 0.6 else "",
-        f"A {shared} that lasts." if u[18] < 0.5 else "",
+        f"Found under {shared}." if u[18] < 0.5 else "",
     )
     if u[19] < 0.3:
         order = (order[3], *order[:3], order[4])
