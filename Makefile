@@ -53,6 +53,7 @@ bench-full: bench
 	$(BIN)/mlsys simulate fraud --preset full --drift tactics@30
 	$(BIN)/python -m benchmarks.rollout
 	$(BIN)/python -m benchmarks.loop
+	$(BIN)/python -m benchmarks.interleaving
 
 # The figures that the pages show: run on a quiet machine, look at the difference, commit.
 results: $(READY)
@@ -70,6 +71,7 @@ results: $(READY)
 	$(BIN)/python -m benchmarks.loop --json > docs/results/loop.json
 	$(BIN)/python -m benchmarks.lexical --json > docs/results/lexical.json
 	$(BIN)/python -m benchmarks.encoder --json > docs/results/encoder.json
+	$(BIN)/python -m benchmarks.interleaving --json > docs/results/interleaving.json
 	$(BIN)/python -m benchmarks.document
 
 # What was tested, as constraints: run after a change of pyproject.toml, then make test.

@@ -1,0 +1,113 @@
+"""What the service hears and says: queries, their results, products as they are and change, clicks and purchases."""
+
+import unicodedata
+from typing import Final, Literal
+
+from pydantic import Field
+
+from common.schema import Event, Record, Whole
+from common.system import Answer
+from systems.search.config import Category, Device
+
+LONGEST = 200  # characters of a query
+PRINTABLE: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"  # no control characters
+SAID: Final = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"  # and not blank
+MAX_PRICE = 1e6  # EUR
+Kind = Literal["click", "purchase"]
+
+
+def normalise(text: str) -> str:
+    """What is the same query: one form of each character, no capitals, single spaces."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+class Query(Event):
+    """A shopper asks. Filters only take away: what is left has that value, or a price within both ends."""
+
+    shopper_id: str = Field(min_length=1, max_length=100)
+    text: str = Field(min_length=1, max_length=LONGEST, pattern=SAID)
+    device: Device = "desktop"
+    category: Category | None = None
+    brand: str | None = Field(default=None, min_length=1, max_length=100, pattern=PRINTABLE)
+    colour: str | None = Field(default=None, min_length=1, max_length=100, pattern=PRINTABLE)
+    price_min: float | None = Field(default=None, ge=0, le=MAX_PRICE)  # EUR
+    price_max: float | None = Field(default=None, ge=0, le=MAX_PRICE)  # EUR
+    page: Whole = Field(default=1, ge=1, le=50)
+    page_size: Whole = Field(default=20, ge=1, le=50)
+
+
+class Product(Event):
+    """A product as it is from now on: listed for the first time, or changed."""
+
+    product_id: str = Field(min_length=1, max_length=100)
+    title: str = Field(min_length=1, max_length=300, pattern=SAID)
+    description: str = Field(default="", max_length=5_000)
+    category: Category
+    brand: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)
+    colour: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)
+    price: float = Field(gt=0, le=MAX_PRICE)  # EUR
+    attributes: tuple[str, ...] = ()  # "name: value"
+    available: bool = True  # if not, nobody is to find it
+
+
+class Feedback(Event):
+    """A click on a product among the results of a query, or a purchase after it; carries that query's time.
+
+    It is heard of seconds to hours later. Its keys are those that views group by: the product, the pair of query and
+    product, the category.
+    """
+
+    query_id: str = Field(min_length=1, max_length=200)
+    kind: Kind
+    shopper_id: str = Field(min_length=1, max_length=100)
+    query_text: str = Field(min_length=1)  # normalised
+    product_id: str = Field(min_length=1, max_length=100)
+    category: Category  # of the product
+    position: Whole = Field(ge=1)  # among all results, from the first page on
+    weight: float = Field(gt=0, default=1.0)  # as the answer gave it to this hit
+
+
+class Hit(Record):
+    """A product found."""
+
+    product_id: str
+    score: float
+    why: tuple[str, ...] = ()  # words that matched
+    weight: float = Field(gt=0, default=1.0)  # of a click here: 1 / estimated propensity of being examined
+
+
+class Facet(Record):
+    """How many of all results have a value."""
+
+    field: Literal["category", "brand", "colour", "price"]
+    value: str
+    count: int = Field(ge=0)
+
+
+class Results(Answer):
+    """One page of what was found, the best first."""
+
+    hits: tuple[Hit, ...]
+    total: int = Field(ge=0)  # on all pages
+    corrected: str | None = None  # the text that was searched for instead
+    facets: tuple[Facet, ...] = ()
+
+
+EXAMPLES = (
+    Query(
+        event_id="query-1", event_timestamp=1_767_225_600_000_000, shopper_id="shopper-1", text="gray leather couch",
+        category="furniture", price_max=900.0,
+    ),
+    Product(
+        event_id="product-1@1", event_timestamp=1_767_225_600_000_000, product_id="product-1",
+        title="Norvik grey leather sofa 180 cm",
+        description="A comfortable couch for the living room, stain resistant.", category="furniture", brand="Norvik",
+        colour="grey", price=649.0, attributes=("material: leather", "size: 180 cm"),
+    ),
+    Feedback(
+        event_id="query-1.click.product-1", event_timestamp=1_767_225_600_000_000, query_id="query-1", kind="click",
+        shopper_id="shopper-1", query_text="gray leather couch", product_id="product-1", category="furniture",
+        position=3,
+    ),
+)  # fmt: skip
