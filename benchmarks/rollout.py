@@ -190,7 +190,8 @@ def measure() -> dict[str, float]:
     for per_day in FEW:
         for kind in (*FAULTS, None):
             name, lives_ = f"few_{per_day}_{kind or 'same'}", [lived(s, per_day, kind) for s in range(TRIALS)]
-            found[f"{name}_rolled_back"] = sum(step.kind == "rolled back" for step, _, _ in lives_)
+            for kind_ in ("rolled back", "promoted"):
+                found[f"{name}_{kind_.replace(' ', '_')}"] = sum(step.kind == kind_ for step, _, _ in lives_)
             found[f"{name}_days_p50"], found[f"{name}_days_max"] = (f([d for _, d, _ in lives_]) for f in (p50, max))
             found[f"{name}_canary_requests_p50"] = p50([n for _, _, n in lives_])
     found["better_trials"], found["better_promoted"], found["target_better_promoted"] = TRIALS, better["promoted"], 95

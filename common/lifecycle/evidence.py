@@ -164,18 +164,22 @@ class Evidence:
     def _noticed(self, test: str, seen: Seen, share: Floats) -> float:
         needed = 2 * self.enough / WEIGHTS[test]
         if test == LATENCY:
-            late = replace(seen, took=seen.took + self.late * seen.canary)
+            champion, canary = (float(np.median(seen.took[arm])) for arm in (~seen.canary, seen.canary))
+            later = self.late + max(0, round(champion - canary))  # than the champion
+            late = replace(seen, took=seen.took + later * seen.canary)
             return float((self._slow(late, share) or 0.0) >= needed)
         known = seen.known(test)
         seen, share, bad = seen.where(known), share[known], self._bad(test, seen)[known]
         gained, of, could = _bets(seen, bad & ~seen.canary, share, self.margin)
         _, start, count = np.unique(of, return_index=True, return_counts=True)
-        chance = self.unlike if test == GAP else self.trouble
-        first = np.random.default_rng(0).geometric(
-            chance, (DRAWS, len(count))
-        )  # of a unit's requests, that has trouble
-        hit = could[np.minimum(start + first - 1, len(could) - 1)] * (first <= count)[:, :, None]
-        return float((_average(gained.sum(axis=0) + hit.sum(axis=1)) >= needed).mean())
+        usual = float(bad[~seen.canary].mean())  # it has the champion's trouble, and its own
+        chance = 1 - (1 - usual) * (1 - (self.unlike if test == GAP else self.trouble))
+        rng, noticed, without = np.random.default_rng(0), 0, gained.sum(axis=0)
+        for _ in range(DRAWS):
+            first = rng.geometric(chance, len(count))  # of a unit's requests, that has trouble
+            hit = could[np.minimum(start + first - 1, len(could) - 1)] * (first <= count)[:, None]
+            noticed += bool(_average(without + hit.sum(axis=0)) >= needed)
+        return noticed / DRAWS
 
     def _bad(self, test: str, seen: Seen) -> Flags:
         return {ERRORS: seen.failed, MISSING: seen.missing, GAP: ~(seen.gap <= self.tolerance)}[test]

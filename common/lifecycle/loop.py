@@ -20,7 +20,7 @@ from common.data.log import EventLog
 from common.data.splits import Split
 from common.errors import BadSetting, GateFailed
 from common.lifecycle.evidence import Evidence, Observation
-from common.lifecycle.journal import FAULTS, Journal
+from common.lifecycle.journal import FAULTS, SCORE, Journal
 from common.lifecycle.parity import rescored
 from common.lifecycle.rollout import Rollout, Step, Steps
 from common.lifecycle.training import make
@@ -56,7 +56,7 @@ class Policy:
             least_requests=30,
             least_time=12 * HOUR,
             needs=("gap",),
-            evidence=Evidence(silence=12 * HOUR, span=28 * DAY),
+            evidence=Evidence(silence=12 * HOUR),
         )  # fmt: skip
     )
     watching: Watching = Watching()
@@ -155,7 +155,7 @@ class Loop:
         # after the alarms: they may hold it
         if self._canary is not None and now % self.policy.look == 0:
             self._look(now, self._canary)
-        if self._canary is None and self._waiting is not None:
+        if self._canary is None and self._waiting is not None and not self._firing(SUSPECT):
             self.canary(*self._waiting)
         if now % DAY == 0:
             self._decide(now)
@@ -175,7 +175,8 @@ class Loop:
         now, habits = self.clock.now(), self._watch.habits
         self._champion = champion
         self._watch = begin(self.journal, self.registry, champion, now, self.policy.watching, habits)
-        self._alarms.anew(UNSEEN)  # that of its score needs a reference of its own first
+        self._alarms.anew(UNSEEN, column=SCORE)  # which needs a reference of its own first
+        self._alarms.anew("FeatureDrift")  # two chunks in a row of one champion
 
     def _notice(self) -> None:
         """That others have made another version the champion."""
@@ -188,13 +189,15 @@ class Loop:
         self.live.refresh()
         if ended is not None and ended.name != champion:
             self._tell("removed", f"{champion} was promoted {by}", ended.name)
+        if self._waiting is not None and self._waiting[0] == champion:
+            self._waiting = None
         self._tell("promoted", by, champion)
         self._begin(champion)
 
     def _judge(self, now: int) -> dict[Metric, float]:
         """The samples of a day; what is missing has none."""
-        if not self._firing(SUSPECT + TRIGGERS):  # else that would become usual
-            self._watch.settle(now)
+        if not self._firing(SUSPECT):  # else that would become usual
+            self._watch.settle(now, is_drifting=bool(self._firing(TRIGGERS)))
         found = self._watch.day(now)
         self.findings.append((now, found))
         samples = gauges(self.system.name, found, now)

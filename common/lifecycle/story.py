@@ -159,7 +159,9 @@ def _doubts(simulation: Simulation, start: int, end: int) -> dict[str, Any]:
     found = [findings for at, findings in simulation.loop.findings if start < at <= end] if simulation.loop else []
     surprise = [f.surprise for f in found if f.surprise is not None]
     outside = [flaw.share for f in found for flaw in f.data if flaw.kind == "out_of_range" and flaw.share is not None]
-    drifted = {column for f in found for (column, _), ratio in f.drift.items() if ratio is not None and ratio > 1}
+    rang = [a for a in _alarms(simulation) if a["name"].startswith("FeatureDrift (")]
+    first, last = _day(simulation, start), _day(simulation, end)
+    drifted = {a["name"] for a in rang if a["began"] <= last and (a["ended"] is None or a["ended"] > first)}
     return {
         "surprised": max(surprise) >= 1 if surprise else None,
         "outside": max(outside, default=None),

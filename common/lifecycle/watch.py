@@ -88,10 +88,8 @@ class Watch:
         """
         self.journal, self.began, self.champion, self.config = journal, began, champion, config
         self._reference = self._calibrate(began)
-        self.habits, self._is_settled = habits, False
-        enough = SURER * -math.log(config.label_rate)
-        self._even = Surprise(dispersion=CLUSTERED, slack=config.label_slack, most=enough)
-        self._denied = Surprise(dispersion=CLUSTERED, slack=config.label_slack, most=enough)
+        self.habits, self._are_own = habits, False
+        self._even = self._denied = Surprise(dispersion=CLUSTERED, slack=config.label_slack)
         denied, n = _denials(self._told(began - config.reference, began))
         self._denies = max(config.denied, (denied + 1) / (n + 2))
         self._below = self._fit_surprise(rows, scores, began)
@@ -99,16 +97,20 @@ class Watch:
         self._shifts: dict[tuple[str, str], float | None] = {}
         self._chunk_from = began
 
-    def settle(self, now: int) -> None:
-        """Learn what is usual from the champion's own time, once there is enough of it and if nothing is wrong.
+    def settle(self, now: int, is_drifting: bool = False) -> None:
+        """Learn what is usual from the champion's own time, once there is enough of it and if nothing is suspect.
 
-        Labels and scores depend on what it decides, so the time before says nothing of them.
+        Labels and scores depend on what it decides, so the time before says nothing of them. A drift is learned as
+        little as a flaw, but how labels come is: nothing is trained before that is known.
         """
-        if not self._is_settled and now - self.began >= self.config.settle:
-            self._is_settled, self.habits = True, self._fit_habits(now) or self.habits
-            if not self._below:
-                rows = self.journal.rows(self.began, now)
-                self._below, self._judged = self._fit_surprise(rows, self.journal.columns.score[rows], now), now
+        if not self._are_own and now - self.began >= self.config.settle:
+            own = self._fit_habits(now)
+            self._are_own, self.habits = own is not None, own or self.habits
+        if is_drifting:
+            return
+        if not self._below and now - self.began >= self.config.settle:
+            rows = self.journal.rows(self.began, now)
+            self._below, self._judged = self._fit_surprise(rows, self.journal.columns.score[rows], now), now
         if not self._has_scores and now - self.began >= self.config.reference:
             self._reference, self._chunk_from = self._calibrate(now), now
 
@@ -182,11 +184,15 @@ class Watch:
         return habits
 
     def _labels(self, now: int) -> tuple[Flaw, ...]:
-        """Of the last day, on which much is seen at once, and of the last days. Random ones show without habits."""
+        """Of the last day, on which much is seen at once, and of the last days.
+
+        Without habits only what is surely wrong; else it would look as if all had been judged.
+        """
         found = self._random(now)
-        if self.habits is not None:
-            for days in (1, self.config.label_window):
-                found += quality.labels_health(self.habits, self._told(now - days * DAY, now))
+        if self.habits is None:
+            return tuple(flaw for flaw in found if flaw.exceeds)
+        for days in (1, self.config.label_window):
+            found += quality.labels_health(self.habits, self._told(now - days * DAY, now))
         return tuple(found)
 
     def _random(self, now: int) -> list[Flaw]:
@@ -199,8 +205,10 @@ class Watch:
         told, enough = self._told(now - DAY, now), -math.log(self.config.label_rate)
         even = ~np.isnan(told.score)
         self._even = self._even.after(float(told.value[even].sum()), float(told.score[even].sum()))
+        self._even = self._even.forgetting(_excess(self._even.detection, enough))
         denied, n = _denials(told)
         self._denied = self._denied.after(denied, self._denies * n)
+        self._denied = self._denied.forgetting(_excess(self._denied.detection, enough))
         return [
             Flaw(name, "random", max(seen.detection, 0.0) / enough, 0.0, 1.0)
             for name, seen in (("surplus", self._even), ("denied", self._denied))
@@ -231,7 +239,7 @@ class Watch:
                 continue
             dispersion = max(surprise.dispersion, CLUSTERED)
             doubt = dispersion / n  # squared standard error of the ratio, as a share of it
-            surprise = replace(surprise, dispersion=dispersion, most=SURER * -math.log(self.config.surprise_rate))
+            surprise = replace(surprise, dispersion=dispersion)
             found.append(Below(level, ratio * (1 + math.sqrt(doubt) + doubt / 2), surprise))
         return found
 
@@ -260,7 +268,14 @@ class Watch:
                 self._below[i] = below = replace(below, surprise=below.surprise.after(float(observed), float(hoped)))
         logs = np.array([below.surprise.detection for below in self._below])
         found = float(np.logaddexp.reduce(logs) - math.log(len(logs)))  # the mean of e-detectors is one
-        return max(found, 0.0) / -math.log(self.config.surprise_rate)
+        enough = -math.log(self.config.surprise_rate)
+        if excess := _excess(found, enough):
+            self._below = [replace(below, surprise=below.surprise.forgetting(excess)) for below in self._below]
+        return max(found - excess, 0.0) / enough
+
+
+def _excess(found: float, enough: float) -> float:
+    return max(found - SURER * enough, 0.0)
 
 
 def _denials(told: Told) -> tuple[float, float]:

@@ -25,6 +25,7 @@ RATIOS = (1.25, 1.5, 2.0, 3.0, 5.0)  # as many more positives as a detector look
 LARGEST = 0.99  # quantile of the reference's clusters, to which larger ones are cut
 DAYS = 7  # of reference at least
 FLOOD = 3.0  # times the usual number of labels; fewer may be a drift, however sure
+MOST = 0.5  # share of rows; where it was not usual, more is a flaw, however unlike each other days are
 MARGIN = 0.01  # share of rows or labels; a smaller change is no flaw, however sure
 HIGH = 0.7  # AUC; where labels agreed less with the score, agreement that is lost cannot be seen
 KEPT = 1 / 3  # of the AUC above 0.5; a drifted model keeps more than that, random labels keep none
@@ -201,15 +202,14 @@ class Surprise:
     dispersion: float  # variance of a period's positives over their mean; >= 1
     slack: float = 0.1  # more positives by this share are not worth an alarm
     largest: float = math.inf  # positives of one cluster that count: one campaign alone is no change
-    most: float = 1e9  # log, that the detector remembers: so it is over soon after its cause is
     wealth: tuple[float, ...] = (0.0,) * len(RATIOS)  # log, by ratio
     detector: tuple[float, ...] = (0.0,) * len(RATIOS)  # log(1 + Shiryaev-Roberts), by ratio
 
     def __post_init__(self) -> None:
-        if not (self.dispersion >= 1 and self.slack >= 0 and self.largest > 0 and self.most > 0):
+        if not (self.dispersion >= 1 and self.slack >= 0 and self.largest > 0):
             raise BadSetting(
-                "surprise: must have dispersion >= 1, slack >= 0, largest > 0, most > 0, "
-                f"got {self.dispersion}, {self.slack}, {self.largest}, {self.most}"
+                "surprise: must have dispersion >= 1, slack >= 0, largest > 0, "
+                f"got {self.dispersion}, {self.slack}, {self.largest}"
             )
 
     @classmethod
@@ -248,8 +248,12 @@ class Surprise:
         mean = (1 + self.slack) * expected
         factors = [_log_ratio(r, self.dispersion, observed, mean) for r in RATIOS]
         wealth = tuple(w + f for w, f in zip(self.wealth, factors, strict=True))
-        detector = tuple(min(_log1p_exp(d + f), self.most) for d, f in zip(self.detector, factors, strict=True))
+        detector = tuple(_log1p_exp(d + f) for d, f in zip(self.detector, factors, strict=True))
         return replace(self, wealth=wealth, detector=detector)
+
+    def forgetting(self, some: float) -> Self:
+        """With so much less, log, in the detector: what is over is then over soon, however strong it was."""
+        return replace(self, detector=tuple(max(d - some, 0.0) for d in self.detector))
 
     @property
     def evidence(self) -> float:
@@ -393,7 +397,9 @@ def _flaw(
         return Flaw(column, kind, float(of_now and not by_chance), 0.0, 1.0)
     counts = np.array([_count(kind, day) for day in days], float).reshape(-1, 2)
     habit = Habit(seen / n, n, _spread(counts[:, 0], seen / n * counts[:, 1]))
-    return Flaw(column, kind, of_now / n_now, habit.usual, max(habit.usual + margin, habit.most(n_now, rate)))
+    # a day without any values among those of the reference may not make all later ones usual
+    most = min(habit.most(n_now, rate), max(MOST, habit.usual))
+    return Flaw(column, kind, of_now / n_now, habit.usual, max(habit.usual + margin, most))
 
 
 def _count(kind: Kind, sketch: Sketch) -> tuple[int, int]:

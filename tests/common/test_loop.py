@@ -779,3 +779,22 @@ def test_the_score_of_a_new_champion_is_not_called_missing_before_it_can_have_a_
         loop._begin(loop._champion)
         served(made, 45)
         assert kinds(made) == []
+
+
+def test_a_drift_in_the_first_weeks_is_trained_on_as_soon_as_it_is_known_how_labels_come(tmp_path: Path) -> None:
+    with lived(tmp_path, days=16, drift="ways@1", policy=QUICK, is_known=False) as made:
+        served(made, 16)
+        days = [day for day, kind, _ in told(made) if kind == "retrained"]
+        assert days
+        assert min(days) >= 10
+
+
+def test_a_version_that_waits_does_not_begin_while_data_are_suspect(tmp_path: Path) -> None:
+    with lived(tmp_path, days=3) as made:
+        loop, one, other = loop_of(made), candidate(made, None), candidate(made, "slow")
+        loop.canary(one, "to see")
+        loop.canary(other, "to see")
+        suspect(loop, "DataFlaw", made.clock.now())
+        made.registry.set_traffic("shop", Traffic(), who="ann", why="not today")
+        served(made, 1)
+        assert [kind for kind, _ in events(made, other)] == ["waiting"]

@@ -863,16 +863,27 @@ def test_days_that_differ_more_than_rows_by_chance_allow_more_of_a_flaw() -> Non
     assert not fires(blocks)
 
 
-def test_what_a_detector_remembers_is_bounded_so_that_it_is_over_soon_after_its_cause() -> None:
+def test_what_a_detector_has_seen_is_over_soon_if_it_forgets_what_is_more_than_enough() -> None:
     def quiet_days(most: float) -> int:
-        found = Surprise(dispersion=1.0, most=most)
+        found = Surprise(dispersion=1.0)
         for _ in range(100):
             found = found.after(20, 1)
+            found = found.forgetting(max(found.detection - most, 0.0))
+        assert found.detects(1e-4)
         days = 0
         while found.detects(1e-4):
             found, days = found.after(1, 1), days + 1
         return days
 
-    bound = -1.2 * math.log(1e-4)
-    assert Surprise(dispersion=1.0, most=bound).after(50, 1).detects(1e-4)
-    assert quiet_days(bound) <= 14 < 400 < quiet_days(1e9)
+    assert quiet_days(-1.2 * math.log(1e-4)) <= 14 < 400 < quiet_days(math.inf)
+
+
+def test_a_day_without_values_in_the_reference_does_not_hide_that_all_are_missing() -> None:
+    rng = np.random.default_rng(0)
+    usual = Numeric.of(rng.normal(size=1_000)).empty_like()
+    blocks = [{"x": usual.update(np.full(800, np.nan) if d == 20 else rng.normal(size=800))} for d in range(42)]
+    whole = blocks[0]["x"]
+    for block in blocks[1:]:
+        whole = whole.merge(block["x"])
+    found = flaws({"x": whole}, {"x": usual.update(np.full(800, np.nan))}, rate=1e-6, blocks=blocks)
+    assert next(f for f in found if f.kind == "missing").exceeds

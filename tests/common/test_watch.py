@@ -181,7 +181,7 @@ def test_a_chunk_is_judged_once_when_it_is_whole_and_stands_until_the_next_one_i
 def test_what_is_usual_of_labels_is_learned_once_and_not_before_its_time() -> None:
     told = Told().live(FIRST)
     watch = watched(told)
-    assert [columns(f) for f in days(told, watch, 11)] == [["surplus", "denied"]] * 11, "which needs no habits"
+    assert [f.labels for f in days(told, watch, 11)] == [()] * 11
     (found,) = days(told, watch, 1)
     assert "labels" in columns(found)
     usual = watch.habits
@@ -205,7 +205,7 @@ def test_until_then_labels_are_judged_by_what_was_usual_under_the_champion_befor
 def test_where_something_is_wrong_nobody_settles_and_labels_stay_missing() -> None:
     told = Told().live(FIRST)
     watch = watched(told)
-    assert [columns(f) for f in days(told, watch, 14, settle=False)] == [["surplus", "denied"]] * 14
+    assert [f.labels for f in days(told, watch, 14, settle=False)] == [()] * 14
 
 
 def test_positives_where_the_scores_expected_none_are_a_surprise() -> None:
@@ -263,3 +263,35 @@ def test_labels_at_random_are_known_by_those_that_deny_what_they_came_for(before
     found = days(told, watch, 14, Day(denied=0.6 + before))
     assert ("denied", "random") in worst(found[-1])
     assert ("denied", "random") not in worst(found[0])
+
+
+def test_labels_that_are_surely_random_are_said_to_be_before_it_is_known_how_labels_come() -> None:
+    told = Told().live(FIRST)
+    found = days(told, watched(told), 11, Day(denied=0.9))
+    assert found[0].labels == ()
+    assert worst(found[-1]) == [("denied", "random")]
+
+
+def test_how_labels_come_is_learned_in_a_drift_and_what_columns_are_like_is_not() -> None:
+    told = Told().live(FIRST)
+    watch = watched(told)
+    for _ in range(43):
+        told.live(1)
+        watch.settle(told.now, is_drifting=True)
+    assert watch.habits is not None
+    assert not watch._has_scores
+
+
+def test_habits_that_could_not_be_learned_are_learned_as_soon_as_they_can() -> None:
+    told = Told().live(FIRST)
+    watch = watched(told, replace(CONFIG, settle=3 * DAY))
+    days(told, watch, 3)
+    assert watch.habits is None
+    days(told, watch, 9)
+    assert watch.habits is not None
+
+
+def test_a_small_surplus_that_lasts_is_found_though_the_detector_forgets() -> None:
+    told = Told().live(FIRST)
+    watch = watched(told)
+    assert max(f.surprise or 0 for f in days(told, watch, 60, Day(bad=2.2))) > 1

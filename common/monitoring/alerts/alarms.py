@@ -157,9 +157,14 @@ class Alarms:
     def _owner(self, name: str, labels: Labels) -> Rule | None:
         return next((r for r in self._rules if r.name == name and set(r.labels) <= set(labels)), None)
 
-    def anew(self, rule: str) -> None:
-        """What is pending of a rule has not held yet: it is about something else from now on."""
-        self._alarms = {key: a for key, a in self._alarms.items() if key[0] != rule or a.alert.state != "pending"}
+    def anew(self, rule: str, **labels: str) -> None:
+        """What is pending of a rule with these labels has to hold from now on: it is about something else."""
+        wanted = set(labels.items())
+        self._alarms = {
+            key: alarm
+            for key, alarm in self._alarms.items()
+            if key[0] != rule or not wanted <= set(key[1]) or alarm.alert.state != "pending"
+        }
 
     def active(self) -> tuple[Alert, ...]:
         """Those that are pending or firing, by rule and labels."""
