@@ -182,7 +182,7 @@ FULL = Config(
 )
 
 # A third of the bank, so that three months of it can be lived through in minutes.
-SIMULATED = replace(FULL, cards=2_850, history_days=125, reviews_per_day=25, cards_per_day=30)
+SIMULATED = replace(FULL, cards=2_850, history_days=140, reviews_per_day=25, cards_per_day=30)
 
 # More fraud than in FULL (0.4 %): about 1.2 %, so that a few hundred frauds can be learned from.
 SMALL = replace(
