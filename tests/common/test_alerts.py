@@ -273,6 +273,21 @@ def test_each_series_has_its_own_alarm_in_a_fixed_order() -> None:
     assert [dict(a.labels)["part"] for a in watch.alarms.step(watch.series)] == ["a", "b", "c"]
 
 
+def test_what_is_pending_of_some_labels_begins_anew_and_nothing_else_does() -> None:
+    watch = Watch(rule(Above(HEAT, 1.0), holds_for=2 * MINUTE), rule(Above(HEAT, 5.0), "Burnt"), lookback=HOUR)
+    a, b = (signal("ml_heat", system="shop", part=part) for part in ("a", "b"))
+    watch.see({a: 2.0, b: 9.0})
+    watch.alarms.anew("Hot", part="a")
+    watch.alarms.anew("Burnt")  # it fires: it stays
+    assert [(alert.rule, dict(alert.labels)["part"]) for alert in watch.alarms.active()] == [
+        ("Burnt", "b"),
+        ("Hot", "b"),
+    ]
+    watch.see({a: 2.0, b: 9.0})
+    assert watch.see({a: 2.0, b: 9.0}) == [("Hot", "firing")], "that of b, which has held for two minutes"
+    assert watch.see({a: 2.0, b: 9.0}) == [("Hot", "firing")]
+
+
 def test_a_restart_neither_says_again_nor_loses() -> None:
     watch = Watch(rule(Above(HEAT, 1.0), holds_for=MINUTE), rule(burning().condition, "Burn"))
     for minute in range(10):

@@ -314,6 +314,16 @@ def test_of_bad_canaries_as_many_are_noticed_as_power_says(per_day: int) -> None
         assert np.mean(power) - 0.1 < np.mean(noticed) < np.mean(power) + 0.25, "it may have been higher on the way"
 
 
+def test_beside_a_champion_that_fails_often_or_is_slow_trouble_can_be_noticed_too() -> None:
+    """Else whoever cures it could never be promoted."""
+    day, evidence = Traffic(0, 20_000).day(0, 0.5, None), Evidence(silence=DAY)
+    often = (np.arange(len(day.at)) % 20 == 0) & ~day.canary
+    slow = day.took + 150_000 * ~day.canary
+    power = evidence.power(replace(day, failed=day.failed | often, took=slow), [(0, 0.5)], DAY)
+    assert power["errors"] > 0.95
+    assert power["latency"] == 1.0
+
+
 def test_power_grows_with_what_is_seen_and_there_is_none_without_both_arms() -> None:
     day, evidence = Traffic(0, 2_000).day(0, 0.1, None), Evidence(silence=DAY)
     assert evidence.power(day.where(day.canary), [(0, 0.1)], DAY) == {}

@@ -25,6 +25,7 @@ from common.clock import DAY, HOUR
 from common.errors import BadSetting
 from common.features.view import Aggregation, Array, FeatureView, OnDemand
 from common.lifecycle import faults
+from common.lifecycle.evidence import Observation
 from common.lifecycle.loop import Loop, Policy
 from common.lifecycle.rollout import Steps
 from common.lifecycle.simulation import Simulation
@@ -798,3 +799,15 @@ def test_a_version_that_waits_does_not_begin_while_data_are_suspect(tmp_path: Pa
         made.registry.set_traffic("shop", Traffic(), who="ann", why="not today")
         served(made, 1)
         assert [kind for kind, _ in events(made, other)] == ["waiting"]
+
+
+def test_what_the_last_step_of_a_canary_cost_is_looked_at_before_it_is_promoted() -> None:
+    rng, lot = np.random.default_rng(0), np.random.default_rng(1).random(400)
+    asked = []
+    for day in range(1, 8):
+        for unit, drawn in enumerate(lot.tolist()):
+            canary = drawn < 0.5
+            at = day * DAY + int(rng.integers(DAY))
+            asked.append(Observation(str(unit), canary, at, False, False, 1, None, 8.0 if canary else 1.0))
+    verdict = Policy().steps.evidence.judge(asked, [(0, 0.1), (DAY // 2, 0.25), (DAY, 0.5)], 8 * DAY)
+    assert verdict.bad == "loss"
