@@ -50,6 +50,7 @@ class Rows:
 
     columns: pa.Table
     offsets: NDArray[np.int64]  # (n_requests + 1,)
+    notes: Sequence[Any] | None = None  # of each request, what retrieval found beside the rows, for `predict`
 
 
 @dataclass(frozen=True)

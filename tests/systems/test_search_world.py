@@ -5,6 +5,7 @@ from functools import cache
 from typing import TypeVar
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from common.clock import DAY, HOUR
 from common.errors import BadRecord, BadSetting, NotFound
 from common.schema import Event, Record, from_rows, from_table, to_table
-from common.system import Arrival
+from common.system import Arrival, Rows
 from systems.search.config import CATEGORIES, FULL, SMALL
 from systems.search.data import EXAMPLES, Feedback, Hit, Product, Query, Results, ShopWorld, normalise, world
 from systems.search.data.events import LONGEST
@@ -135,7 +136,7 @@ def test_feedback_carries_the_keys_and_the_time_of_its_query_and_comes_before_th
 def test_nobody_takes_longer_to_decide_than_labels_are_waited_for() -> None:
     shop = world(replace(CONFIG, decision_minutes=5_000.0), 0)
     heard = live(shop, 20, lambda asked: shop.best(asked, 20))
-    took = [at - e.event_timestamp for at, e in heard if isinstance(e, Feedback) and e.kind == "purchase"]
+    took = [at - e.event_timestamp for at, e in heard if isinstance(e, Feedback) and e.purchase]
     assert len(took) > 50
     assert max(took) == DAY
 
@@ -145,7 +146,7 @@ def test_what_is_bought_was_clicked_before_and_clicks_are_more() -> None:
     clicked: dict[tuple[str, str], int] = {}
     bought = 0
     for at, event in heard:
-        if isinstance(event, Feedback) and event.kind == "click":
+        if isinstance(event, Feedback) and not event.purchase:
             clicked[event.query_id, event.product_id] = at
         elif isinstance(event, Feedback):
             assert clicked[event.query_id, event.product_id] <= at
@@ -174,7 +175,7 @@ def test_the_same_product_is_clicked_less_where_fewer_look_and_least_on_small_sc
             shown = ranking if coin.random() < 0.5 else [ranking[5], *ranking[1:5], ranking[0]]
             shop.react([(query, results(shown))])
     for event in of_kind(Feedback, shop.arrivals(START + 40 * DAY)):
-        if event.query_id in target and event.kind == "click":
+        if event.query_id in target and not event.purchase:
             query, product = target[event.query_id]
             clicks[query.device, event.position] += event.product_id == product
     ratios = [clicks[device, 6] / clicks[device, 1] for device in ("desktop", "phone")]
@@ -207,10 +208,8 @@ def test_clicks_follow_relevance_and_looks_purchases_follow_quality() -> None:
     pairs = [(q, p) for q, r in zip(asked, ranked, strict=True) for p in r]
     relevance = np.concatenate(shop.relevance(asked, ranked))
     chance = shop.attraction([q for q, _ in pairs], [p for _, p in pairs])
-    told = {(f.query_id, f.product_id, f.kind) for f in of_kind(Feedback, heard)}
-    clicked, bought = (
-        np.array([(q.event_id, p, k) in told for q, p in pairs], bool) for k in ("click", "purchase")
-    )  # fmt: skip
+    told = {(f.query_id, f.product_id, f.purchase) for f in of_kind(Feedback, heard)}
+    clicked, bought = (np.array([(q.event_id, p, k) in told for q, p in pairs], bool) for k in (False, True))
     looked = shop.examination([q for q, _ in pairs], [i for r in ranked for i in range(1, len(r) + 1)])
     for g in (1, 2, 3):
         mine = relevance == g
@@ -222,6 +221,21 @@ def test_clicks_follow_relevance_and_looks_purchases_follow_quality() -> None:
     product = shop._product_rows([p for _, p in pairs])
     assert shop._shop.looks[product[clicked]].mean() > shop._shop.looks[product].mean() * 1.02
     assert shop._shop.quality[product[bought]].mean() > shop._shop.quality[product[clicked]].mean() * 1.02
+
+
+def test_the_truth_of_rows_gives_the_ndcg_of_rankings() -> None:
+    shop, heard = lived()
+    asked = of_kind(Query, heard)[-50:]
+    ranked = shop.best(asked, 10)
+    rows = Rows(
+        pa.table({"product_id": [p for found in ranked for p in found]}), np.r_[0, np.cumsum([len(r) for r in ranked])]
+    )
+    truth = shop.truth(asked, rows)
+    discount = 1 / np.log2(np.arange(10) + 2)
+    for i, expected in enumerate(shop.ndcg(asked, ranked)):
+        mine = slice(*rows.offsets[i : i + 2])
+        gain = 2 ** truth["relevance"][mine] - 1
+        assert gain @ discount[: len(gain)] / truth["ideal"][mine][0] == pytest.approx(expected)
 
 
 def test_who_knows_the_wishes_beats_who_reads_well_beats_words_beat_chance() -> None:

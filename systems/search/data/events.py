@@ -13,7 +13,6 @@ LONGEST = 200  # characters of a query
 PRINTABLE: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"  # no control characters
 SAID: Final = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"  # and not blank
 MAX_PRICE = 1e6  # EUR
-Kind = Literal["click", "purchase"]
 
 
 def normalise(text: str) -> str:
@@ -59,11 +58,11 @@ class Feedback(Event):
     """
 
     query_id: str = Field(min_length=1, max_length=200)
-    kind: Kind
     shopper_id: str = Field(min_length=1, max_length=100)
     query_text: str = Field(min_length=1)  # normalised
     product_id: str = Field(min_length=1, max_length=100)
     category: Category  # of the product
+    purchase: bool = False
     position: Whole = Field(ge=1)  # among all results, from the first page on
     weight: float = Field(gt=0, default=1.0)  # as the answer gave it to this hit
 
@@ -106,7 +105,7 @@ EXAMPLES = (
         colour="grey", price=649.0, attributes=("material: leather", "size: 180 cm"),
     ),
     Feedback(
-        event_id="query-1.click.product-1", event_timestamp=1_767_225_600_000_000, query_id="query-1", kind="click",
+        event_id="query-1.click.product-1", event_timestamp=1_767_225_600_000_000, query_id="query-1",
         shopper_id="shopper-1", query_text="gray leather couch", product_id="product-1", category="furniture",
         position=3,
     ),

@@ -10,12 +10,12 @@ from scipy.special import ndtri
 
 from common.clock import DAY, HOUR, MINUTE, SECOND
 from common.errors import BadRecord, BadSetting, NotFound
-from common.system import Arrival
+from common.system import Arrival, Rows
 from systems.search.config import CATEGORIES, DEVICES, DRIFTS, Category, Config, Device
 from systems.search.data.catalogue import NEVER, Array, Catalogue, Flags, Ints, catalogue
-from systems.search.data.events import Feedback, Kind, Product, Query, Results, normalise
+from systems.search.data.events import Feedback, Product, Query, Results, normalise
 from systems.search.data.intents import HIGH, LOW, MIDDLE, Intents, intents
-from systems.search.data.truth import AT, Truth
+from systems.search.data.truth import AT, Truth, best_dcg
 from systems.search.data.words import BRAND, BUDGET, COLOUR, FEATURE, MATERIAL, SIZE, forms
 
 _ID: Final = "query-"
@@ -110,9 +110,9 @@ class ShopWorld:
         buy_at = np.minimum(click_at + 1 + thought.astype(np.int64), latest)
         columns = (q, p, position, click_at, buy_at, buys, clicked)
         for i, product, rank, at, later, bought, pair in zip(*(c.tolist() for c in columns), strict=True):
-            self._expect(at, texts[i], product, rank, pairs[pair][4], "click")
+            self._expect(at, texts[i], product, rank, pairs[pair][4], purchase=False)
             if bought:
-                self._expect(later, texts[i], product, rank, pairs[pair][4], "purchase")
+                self._expect(later, texts[i], product, rank, pairs[pair][4], purchase=True)
 
     def ceiling(self, requests: Sequence[Query]) -> Array:
         """The highest nDCG@10 that a ranking can be expected to have, from the query alone, (n,); see `Truth`."""
@@ -139,6 +139,15 @@ class ShopWorld:
         """All products that pass each query's filters and have a relevance above 0, with it."""
         found = [self._truth.relevant(q) for q in self._rows(requests).tolist()]
         return [{self._products[p]: g for p, g in zip(p.tolist(), g.tolist(), strict=True)} for p, g in found]
+
+    def truth(self, requests: Sequence[Query], rows: Rows) -> Mapping[str, Array]:
+        """Of each row, (n_rows,): the relevance of its product, and the highest DCG@10 that its query allows."""
+        counts = np.diff(rows.offsets)
+        products = self._product_rows(rows.columns["product_id"].to_pylist())
+        q = self._rows(requests)
+        ideal = np.array([best_dcg(self._truth.relevant(i)[1][None])[0] for i in q.tolist()])
+        relevance = self._truth.relevance(np.repeat(q, counts), products)
+        return {"relevance": relevance.astype(np.float64), "ideal": np.repeat(ideal, counts)}
 
     def ndcg(self, requests: Sequence[Query], rankings: Sequence[Sequence[str]]) -> Array:
         """nDCG@10 of each, (n,), against the best order of all products that pass the filters."""
@@ -187,12 +196,12 @@ class ShopWorld:
             x = _mix(x + np.uint64(0x9E3779B97F4A7C15) * (part.astype(np.uint64) + np.uint64(1)))
         return np.asarray(((x >> np.uint64(11)) + np.uint64(1)) / 2.0**53 * (1 - 1e-12))
 
-    def _expect(self, at: int, query: Query, product: int, position: int, weight: float, kind: Kind) -> None:
+    def _expect(self, at: int, query: Query, product: int, position: int, weight: float, *, purchase: bool) -> None:
         feedback = Feedback(
-            event_id=f"{query.event_id}.{kind}.{self._products[product]}",
+            event_id=f"{query.event_id}.{'purchase' if purchase else 'click'}.{self._products[product]}",
             event_timestamp=query.event_timestamp,
             query_id=query.event_id,
-            kind=kind,
+            purchase=purchase,
             shopper_id=query.shopper_id,
             query_text=normalise(query.text),
             product_id=self._products[product],
