@@ -582,7 +582,6 @@ QUERY, PRODUCT, FEEDBACK = (example.model_dump() for example in EXAMPLES)
         (Product, PRODUCT, "title", " ", "match pattern"),
         (Product, PRODUCT, "price", 0.0, "greater than 0"),
         (Feedback, FEEDBACK, "position", 0, "greater than or equal to 1"),
-        (Feedback, FEEDBACK, "kind", "stare", "click"),
     ],
 )
 def test_a_bad_field_is_refused_with_field_rule_and_value(

@@ -141,13 +141,20 @@ class ShopWorld:
         return [{self._products[p]: g for p, g in zip(p.tolist(), g.tolist(), strict=True)} for p, g in found]
 
     def truth(self, requests: Sequence[Query], rows: Rows) -> Mapping[str, Array]:
-        """Of each row, (n_rows,): the relevance of its product, and the highest DCG@10 that its query allows."""
+        """Of each row, (n_rows,): the relevance of its product, and of its query the highest DCG@10 that can be had and
+        how many products have a relevance above 0."""
         counts = np.diff(rows.offsets)
         products = self._product_rows(rows.columns["product_id"].to_pylist())
         q = self._rows(requests)
-        ideal = np.array([best_dcg(self._truth.relevant(i)[1][None])[0] for i in q.tolist()])
+        grades = [self._truth.relevant(i)[1] for i in q.tolist()]
+        ideal = np.array([best_dcg(found[None])[0] for found in grades])
+        relevant = np.array([len(found) for found in grades], np.float64)
         relevance = self._truth.relevance(np.repeat(q, counts), products)
-        return {"relevance": relevance.astype(np.float64), "ideal": np.repeat(ideal, counts)}
+        return {
+            "relevance": relevance.astype(np.float64),
+            "ideal": np.repeat(ideal, counts),
+            "relevant": np.repeat(relevant, counts),
+        }
 
     def ndcg(self, requests: Sequence[Query], rankings: Sequence[Sequence[str]]) -> Array:
         """nDCG@10 of each, (n,), against the best order of all products that pass the filters."""
