@@ -15,18 +15,17 @@ import pyarrow.compute as pc
 from common.clock import DAY, SimulatedClock
 from common.data.log import EventLog
 from common.data.snapshots import Snapshots
-from common.features import offline
 from common.features.online.sqlite import SqliteStore
 from common.features.view import assemble
-from common.lifecycle.simulation import ByRule, live
-from common.lifecycle.training import Snapshot, Trained, examples, spans, take, train
+from common.lifecycle.simulation import before, live
+from common.lifecycle.training import Snapshot, Trained, examples, features, spans, take, train
 from common.progress import Progress
 from common.registry import bundle
 from common.registry.gates import Verdict
 from common.registry.keys import Keys
 from common.registry.registry import Registry
 from common.schema import from_table
-from common.system import Answered, AnySystem, Examples, World
+from common.system import Answered, AnySystem, Examples, Rows, World
 
 SEED = 0
 CUTS = 12  # moments at which the log is cut off
@@ -87,8 +86,7 @@ def bench(system: AnySystem) -> Iterator[Bench]:
         clock = SimulatedClock(system.history[0])
         log = stack.enter_context(EventLog(home / "log.db", clock, system.logged))
         world = system.world(SEED, None, None)
-        rule = ByRule(system.degraded[-1])
-        for _ in live(system, world, log, rule, system.history, batch=None, progress=Progress(quiet=True)):
+        for _ in live(system, world, log, before(system), system.history, batch=None, progress=Progress(quiet=True)):
             pass
         yield Bench(system, world, log, home)
 
@@ -114,15 +112,15 @@ def check_the_same_log_gives_the_same_bundle(b: Bench) -> None:
 
 
 def check_no_feature_sees_its_own_event_or_the_future(b: Bench) -> None:
-    """What is known at a request does not change when the log ends just before it."""
+    """What is known of a request's rows does not change when the log ends just before it."""
     requests = b.snapshot.of(b.system.request)
     for i in np.linspace(0, requests.num_rows - 1, CUTS).astype(int).tolist():
         request = requests.slice(i, 1)
         end = request["position"][0].as_py()
         tables = {name: table.filter(pc.less(table["position"], end)) for name, table in b.snapshot.tables.items()}
-        values = [offline.compute(view, tables[view.source.__name__], request) for view in b.system.views]
-        seen = assemble(b.system.request, b.system.views, b.system.on_demand, request, values)
-        np.testing.assert_allclose(seen[0], b.examples.x[i], rtol=1e-9, atol=1e-9)
+        first, last = b.examples.rows.offsets[[i, i + 1]].tolist()
+        seen = features(b.system, tables, request, Rows(b.examples.rows.of(i), np.array([0, last - first])))
+        np.testing.assert_allclose(seen, b.examples.x[first:last], rtol=1e-9, atol=1e-9)
 
 
 def check_online_features_equal_offline_features(b: Bench) -> None:
@@ -133,18 +131,20 @@ def check_online_features_equal_offline_features(b: Bench) -> None:
         position, seen = int(table["position"][start].as_py()) - 1, []
         store.push({kind: b.snapshot.of(kind) for kind in store.kinds}, 0, position)
         for i in range(start, table.num_rows):
-            request = table.slice(i, 1)
-            values = store.read(request, request["created_timestamp"].to_numpy(), position).values
-            seen.append(assemble(system.request, system.views, system.on_demand, request, values))
+            rows = b.examples.rows.of(i)
+            as_of = np.repeat(table["created_timestamp"][i].as_py(), rows.num_rows)
+            values = store.read(rows, as_of, position).values
+            seen.append(assemble(system.request, system.views, system.on_demand, rows, values))
             until = int(table["position"][i + 1].as_py()) - 1 if i + 1 < table.num_rows else b.snapshot.head
             store.push({kind: b.log.read(kind, position, until) for kind in store.kinds}, position, until)
             position = until
         store.close()
-    np.testing.assert_allclose(np.concatenate(seen), b.examples.x[start:], rtol=1e-9, atol=1e-9)
+    x = b.examples.x[b.examples.rows.offsets[start] :]
+    np.testing.assert_allclose(np.concatenate(seen), x, rtol=1e-9, atol=1e-9)
 
 
 def check_labels_are_known_only_when_mature(b: Bench) -> None:
-    young = b.examples.as_of > b.snapshot.at - b.system.label_delay
+    young = (b.examples.as_of > b.snapshot.at - b.system.label_delay)[b.examples.rows.owner]
     assert young.any()
     assert np.isnan(b.examples.labels[young]).all()
     assert (b.examples.weights[young] == 0).all()
@@ -154,17 +154,20 @@ def check_a_hidden_outcome_is_unknown_not_negative(b: Bench) -> None:
     said = b.snapshot.of(Answered)
     hidden = set(said.filter(said["hidden"])["request_id"].to_pylist())
     is_hidden = np.array([i in hidden for i in b.snapshot.of(b.system.request)["event_id"].to_pylist()])
+    is_hidden = is_hidden[b.examples.rows.owner]
+    if b.system.many is not None:
+        is_hidden |= b.examples.rows.columns[b.system.many.seen].to_numpy() == 0
     assert is_hidden.any(), "the rule hides no outcome, so this check would pass whatever is done about it"
     assert np.isnan(b.examples.labels[is_hidden]).all()
 
 
 def check_a_loaded_model_predicts_what_the_saved_one_did(b: Bench) -> None:
     train, test = b.parts
-    requests = [test.requests[i] for i in range(50)]
     some = test.between(int(test.as_of[0]), int(test.as_of[50]))
     model, loaded = b.system.fit(train, b.system.params), b.system.load(b.bundle())
-    rows = model.rows(requests)
-    assert model.predict(requests, rows, some.x[:50]) == loaded.predict(requests, rows, some.x[:50])
+    assert model.predict(some.requests, some.rows, some.x) == loaded.predict(some.requests, some.rows, some.x)
+    requests = list(some.requests)
+    assert model.rows(requests).columns == loaded.rows(requests).columns
 
 
 def check_the_published_version_clears_its_gates_and_beats_its_baselines(b: Bench) -> None:
@@ -179,8 +182,8 @@ def check_the_model_stays_below_the_ceiling(b: Bench) -> None:
 
 def check_a_planted_leak_is_caught(b: Bench) -> None:
     def leaky(part: Examples[Any]) -> Examples[Any]:
-        known = np.repeat(np.nan_to_num(part.labels), np.diff(part.rows.offsets))
-        return replace(part, x=np.column_stack([part.x, known]), names=(*part.names, "leak"))
+        known = [np.nan_to_num(part.labels), *part.truth.values()]
+        return replace(part, x=np.column_stack([part.x, *known]), names=(*part.names, "leak", *part.truth))
 
     failed = [v.gate.metric for v in b.verdicts(*map(leaky, b.parts)) if not v.passed]
     assert "above_ceiling" in failed

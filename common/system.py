@@ -50,7 +50,16 @@ class Rows:
 
     columns: pa.Table
     offsets: NDArray[np.int64]  # (n_requests + 1,)
-    notes: Sequence[Any] | None = None  # of each request, what retrieval found beside the rows, for `predict`
+    notes: Sequence[Any] | None = None  # of each request, what was found beside the rows, for `predict`
+
+    @property
+    def owner(self) -> NDArray[np.int64]:
+        """Whose row each one is, (n_rows,)."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def of(self, i: int) -> pa.Table:
+        """The rows of a request."""
+        return self.columns.slice(self.offsets[i], self.offsets[i + 1] - self.offsets[i])
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,13 @@ class Model(Protocol[Q_contra, P_co]):
 
     def save(self, folder: Path) -> None:
         """Write files that run no code when loaded."""
+
+
+class Listener(Protocol):
+    """A model that changes with events, such as an index with what can be found: beside what it answers meanwhile."""
+
+    def hear(self, events: pa.Table) -> None:
+        """Later events of the kind that its system `hears`, in log order; none is lost by being told twice."""
 
 
 class Arrival(NamedTuple):
@@ -96,6 +112,7 @@ class Answered(Event):
     answer: str  # JSON
     features: tuple[float | None, ...]  # what the model saw, row by row; None: not known
     positions: tuple[int, ...]  # of the log: each view's values are of the events up to it; one stands for all views
+    rows: str | None = None  # JSON, lists by column: the rows of these features; None: the request is its own row
 
 
 class Shadowed(Event):
@@ -122,6 +139,9 @@ class World(Protocol[Q_contra, A_contra]):
     def segments(self, requests: Sequence[Q_contra]) -> Mapping[str, NDArray[np.bool_]]:
         """By name, which of them belong to a group that only the world can tell, (n,) each."""
 
+    def truth(self, requests: Sequence[Q_contra], rows: Rows) -> Mapping[str, Array]:
+        """By name, what only the world knows of each row, (n_rows,) each."""
+
 
 @dataclass(frozen=True)
 class Examples(Generic[Q]):
@@ -132,10 +152,12 @@ class Examples(Generic[Q]):
     x: Array  # (n_rows, n_features)
     names: tuple[str, ...]  # of the features
     as_of: Times  # (n,) us, when each request was logged
-    labels: Array  # (n,), NaN: not known
-    weights: Array  # (n,), 1 / propensity of seeing the outcome; 0: not known
+    labels: Array  # (n_rows,), NaN: not known
+    weights: Array  # (n_rows,), 1 / propensity of seeing the outcome; 0: not known
     ceiling: Array | None = None  # (n,), where a world tells
     segments: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)  # (n,) each, likewise
+    truth: Mapping[str, Array] = field(default_factory=dict)  # (n_rows,) each, likewise
+    events: Mapping[str, pa.Table] = field(default_factory=dict)  # all that the log held, by kind
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -150,10 +172,11 @@ class Examples(Generic[Q]):
             rows=Rows(self.rows.columns.slice(i, j - i), self.rows.offsets[a : b + 1] - i),
             x=self.x[i:j],
             as_of=self.as_of[a:b],
-            labels=self.labels[a:b],
-            weights=self.weights[a:b],
+            labels=self.labels[i:j],
+            weights=self.weights[i:j],
             ceiling=None if self.ceiling is None else self.ceiling[a:b],
             segments={name: group[a:b] for name, group in self.segments.items()},
+            truth={name: values[i:j] for name, values in self.truth.items()},
         )
 
 
@@ -192,17 +215,58 @@ class Outcome:
 
     source: type[Event]
     request: str  # its column with the request's event_id
-    value: str  # its column with the label
+    value: str | None  # its column with the label; None: that it came is what it says, 1
     silence: float | None  # the label of a request whose outcome had time to come and did not; None: unknown
     is_even: Callable[[Any], bool] = lambda _: True  # whether this one would have come whatever it says
 
+    def label(self, event: Any) -> float:
+        return 1.0 if self.value is None else float(getattr(event, self.value))
+
 
 @dataclass(frozen=True, kw_only=True)
-class Route:
-    """A system's own way in, beside the one that all have."""
+class ManyRows(Generic[P]):
+    """Of a system whose requests have rows of their own, each with a label: the products found, the days ahead.
+
+    The label of such a request, by which it is watched, is the largest of its rows'.
+    """
+
+    key: str  # column of rows and of outcomes: which row of its request it is about
+    seen: str  # column of rows: 1 where an outcome could be seen, 0 where the answer left the row out
+    replay: Callable[[pa.Table, Mapping[str, pa.Table]], Rows]
+    # Of logged requests, from the tables of all kinds by name: the rows as `Model.rows` would have named them at each
+    # one's time; they carry the request's event_id.
+    kept: Callable[[P], Sequence[int]]  # the rows of a request that are logged with its answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intake:
+    """POST /v1/SYSTEM/NAME takes events of a kind, one or many."""
 
     name: str
     summary: str
+    event: type[Event]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lookup:
+    """GET /v1/SYSTEM/NAME?text=... is answered by the champion at once; nothing of it is logged."""
+
+    name: str
+    summary: str
+    find: Callable[[Any, str], Record]  # the model and the text; raises BadRecord
+    answer: type[Record]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """GET /NAME is a page for people, in one file, that may call nobody but this server."""
+
+    name: str
+    summary: str
+    html: Callable[[], str]
+
+
+Route: TypeAlias = Intake | Lookup | Page
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +311,7 @@ class System(Generic[Q, P, A]):
     degraded: tuple[Callable[[Q, float], A], ...]  # from the best to the one that cannot fail
     unit_of_loss: str
     losses: Callable[[Sequence[Q], Sequence[A], Array], Losses]  # given what each outcome is, or how probable, (n,)
+    regret: Callable[[Any, Sequence[Q], Sequence[A]], Losses]  # by what only the world knows, which comes first
     unit: Callable[[Q], str]  # whom a canary is sticky by
     redact: Callable[[Q], Q]
     evaluate: Callable[[Model[Q, P], Examples[Q]], Report]
@@ -255,6 +320,9 @@ class System(Generic[Q, P, A]):
     monitors: tuple[Monitor, ...]
     routes: tuple[Route, ...]
     examples: tuple[Event, ...]  # one of each kind, the request first: for whoever calls, and to warm a model up
+    many: ManyRows[P] | None = None  # None: a request is its only row
+    before: Callable[[], Model[Q, P]] | None = None  # answers a new world's history; None: the last of `degraded` does
+    hears: type[Event] | None = None  # what its models hear of while they are live, see `Listener`
     reuse: int = 0  # us that a prediction may be used again for an equal request with equal features; 0: never
     layout: Layout = ()  # of the user's own data; (): takes none
     benchmark: Callable[[Path | None], BenchmarkResult]  # MLSYS_DATA_DIR

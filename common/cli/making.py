@@ -16,7 +16,7 @@ from common.data import folder
 from common.data.log import EventLog
 from common.errors import BadSetting
 from common.lifecycle import training
-from common.lifecycle.simulation import ByRule, live
+from common.lifecycle.simulation import before, live
 from common.lifecycle.training import Trained
 from common.registry.registry import Registry
 from common.system import AnySystem, World
@@ -39,8 +39,7 @@ def _world(desk: Desk, system: AnySystem, seed: int) -> Iterator[Simulation]:
         clock = SimulatedClock(system.history[0])
         with EventLog(Path(folder) / "log.db", clock, system.logged) as log:
             world = system.world(seed, None, None)
-            rule = ByRule(system.degraded[-1])
-            for _ in live(system, world, log, rule, system.history, batch=None, progress=desk.progress):
+            for _ in live(system, world, log, before(system), system.history, batch=None, progress=desk.progress):
                 pass
             yield Simulation(world, log, Path(folder))
 

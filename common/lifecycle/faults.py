@@ -33,6 +33,8 @@ class FaultyWorld:
     def __init__(self, system: AnySystem, world: World[Any, Any], kind: str, since: int) -> None:
         self._system, self._world, self._kind, self._since = system, world, kind, since
         self._field = next((n for n, f in system.request.model_fields.items() if f.annotation is float), None)
+        if kind == "wrong_unit" and self._field is None:
+            raise BadSetting(f"drift: {kind} needs a number in each request, {system.name} has none")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._world, name)
@@ -47,9 +49,11 @@ class FaultyWorld:
         if at < self._since:
             yield arrival
         elif isinstance(event, outcome.source):
-            if kind == "random_labels":
+            if kind == "random_labels" and outcome.value is not None:
                 value = uniform(b"", "fault", event.event_id) < 0.5
                 yield Arrival(at, event.model_copy(update={outcome.value: value}))
+            elif kind == "random_labels":  # they say nothing but that they came: the real ones do not
+                return
             elif kind != "frozen_labels":
                 yield arrival
         elif isinstance(event, self._system.request):
@@ -62,7 +66,8 @@ class FaultyWorld:
             elif kind == "wrong_clock":
                 event = event.model_copy(update={"event_timestamp": event.event_timestamp + JUMP})
             yield Arrival(at, event)
-            if kind == "label_flood" and uniform(b"", "fault", event.event_id) < FLOOD:
+            share = {"label_flood": FLOOD, "random_labels": 0.5 if outcome.value is None else 0.0}.get(kind, 0.0)
+            if uniform(b"", "fault", event.event_id) < share:
                 yield Arrival(at, self._alleged(event))
         else:
             yield arrival
@@ -71,8 +76,11 @@ class FaultyWorld:
         """A positive label out of nowhere, with as much of the request as labels carry."""
         outcome = self._system.outcome
         example = next(e for e in self._system.examples if isinstance(e, outcome.source))
-        shared = {n: v for n, v in request.model_dump().items() if n in outcome.source.model_fields}
-        shared |= {"event_id": f"flood-{request.event_id}", outcome.request: request.event_id, outcome.value: True}
+        said = request.model_dump().items()
+        shared = {n: v for n, v in said if n in outcome.source.model_fields and v is not None}
+        shared |= {"event_id": f"flood-{request.event_id}", outcome.request: request.event_id}
+        if outcome.value is not None:
+            shared[outcome.value] = True
         return example.model_copy(update=shared)
 
 

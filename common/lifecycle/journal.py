@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -14,6 +15,7 @@ from common.data.log import EventLog
 from common.errors import NotFound
 from common.features import offline
 from common.features.view import Array, Times, assemble, feature_names, ints, numbers
+from common.lifecycle.parity import logged_rows
 from common.schema import Event, Logged, Records, logged_table
 from common.serving.service import Reply
 from common.system import Answer, Answered, AnySystem, Examples, Rows
@@ -54,7 +56,10 @@ class Heard(NamedTuple):
 
 
 class Journal:
-    """Kept in memory by whoever answers, so that nothing has to be read back; a request has one row of features."""
+    """Kept in memory by whoever answers, so that nothing has to be read back.
+
+    A request has one row of features; where it has many, the first one is watched.
+    """
 
     def __init__(self, system: AnySystem) -> None:
         self.system = system
@@ -69,6 +74,7 @@ class Journal:
         self._parts: list[Columns] = []
         self._tables: list[pa.Table] = []
         self._x: list[Array] = []
+        self._seen: list[tuple[pa.Table | None, Array]] = []  # of requests with many rows
         self._new: list[tuple[Any, Logged, Reply[Any]]] = []
         self._place: dict[str, int] = {}
         self._as_of: list[int] = []
@@ -86,9 +92,15 @@ class Journal:
         table = asked.take(pa.array([place[i] for i in said["request_id"].to_pylist()], pa.int64()))
         requests = Records(system.request, table)
         unknown = [np.nan] * width
-        x = np.array([row if len(row) == width else unknown for row in said["features"].to_pylist()], float)
-        unseen = pa.array([len(row) != width for row in said["features"].to_pylist()])
-        if pc.any(unseen).as_py():  # answered by a rule: the features are what they would have been
+        features = said["features"].to_pylist()
+        x = np.array([row[:width] if len(row) >= width else unknown for row in features], float)
+        unseen = pa.array([len(row) < width for row in features])
+        if system.many is not None:
+            rows = logged_rows(said["rows"].to_pylist())
+            journal._seen = [
+                (rows.of(i), np.array(row, float).reshape(-1, width)) for i, row in enumerate(features)
+            ]  # fmt: skip
+        elif pc.any(unseen).as_py():  # answered by a rule: the features are what they would have been
             those = table.filter(unseen)
             values = [offline.compute(view, log.read(view.source), those) for view in system.views]
             x[unseen.to_numpy(False)] = assemble(system.request, system.views, system.on_demand, those, values)
@@ -138,7 +150,9 @@ class Journal:
         requests, logged, replies = zip(*self._new, strict=True)
         self._new = []
         system, unknown = self.system, np.full((1, len(self.names)), np.nan)
-        x = np.concatenate([reply.features if reply.features.size else unknown for reply in replies])
+        x = np.concatenate([reply.features[:1] if reply.features.size else unknown for reply in replies])
+        if system.many is not None:
+            self._seen += [(reply.rows, reply.features) for reply in replies]
         self._parts.append(
             Columns(
                 as_of=np.array([at.created_timestamp for at in logged], np.int64),
@@ -162,14 +176,21 @@ class Journal:
         """Labels as they are heard; of several for one request within the label delay the last one counts."""
         outcome = self.system.outcome
         for event, at in zip(outcomes, logged, strict=True):
-            row, value = self._place.get(getattr(event, outcome.request), -1), float(getattr(event, outcome.value))
+            row, value = self._place.get(getattr(event, outcome.request), -1), outcome.label(event)
             self.heard.append(Heard(row, event.event_timestamp, at.created_timestamp, value, outcome.is_even(event)))
-            if row >= 0 and at.created_timestamp <= self._as_of[row] + self.system.label_delay:
+            if row < 0 or at.created_timestamp > self._as_of[row] + self.system.label_delay:
+                continue
+            if self.system.many is None or not value <= self.told[row]:  # of many rows the largest counts
                 self.told_at[row], self.told[row] = at.created_timestamp, value
 
-    def fill(self, x: Array) -> None:
-        """The features of all requests so far, (n, n_features), where they were answered without any."""
-        columns = self.columns
+    def fill(self, known: Examples[Any]) -> None:
+        """The features of all requests so far, where they were answered without any."""
+        columns, x = self.columns, known.x
+        if self.system.many is not None:
+            rows = known.rows
+            self._seen = [(rows.of(i), x[a:b]) for i, (a, b) in enumerate(pairwise(rows.offsets.tolist()))]
+            unknown = np.full((1, len(self.names)), np.nan)
+            x = np.concatenate([seen[:1] if len(seen) else unknown for _, seen in self._seen])
         self._x = [x]
         self._parts = [replace(columns, watched=x[:, self._watched])]
 
@@ -197,6 +218,18 @@ class Journal:
         if len(self._tables) > 1:
             self._tables = [pa.concat_tables(self._tables).combine_chunks()]
         return self._tables[0]
+
+    def seen(self, which: Sequence[int]) -> tuple[Rows, Array]:
+        """The rows and the features of requests, by which they can be scored again."""
+        if self.system.many is None:
+            return Rows(self.table.take(pa.array(which, pa.int64())), np.arange(len(which) + 1)), self.x[list(which)]
+        self._gather()
+        found = [self._seen[i] for i in which]
+        tables = [rows for rows, _ in found if rows is not None]
+        columns = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
+        counts = [0 if rows is None else rows.num_rows for rows, _ in found]
+        x = [np.empty((0, len(self.names))), *(x for rows, x in found if rows is not None)]
+        return Rows(columns, np.append(0, np.cumsum(counts))), np.concatenate(x)
 
     def requests(self, rows: slice) -> Records[Any]:
         return Records(self.system.request, self.table.slice(rows.start, rows.stop - rows.start))

@@ -23,7 +23,7 @@ from common.lifecycle.evidence import Evidence, Observation
 from common.lifecycle.journal import FAULTS, SCORE, Journal
 from common.lifecycle.parity import rescored
 from common.lifecycle.rollout import Rollout, Step, Steps
-from common.lifecycle.training import make
+from common.lifecycle.training import Snapshot, examples, make
 from common.lifecycle.watch import Findings, Metric, Watching, begin, gauges, metric
 from common.monitoring.alerts import Alarms, Alert, Series, rules, windows
 from common.monitoring.sinks import Sink
@@ -31,9 +31,10 @@ from common.progress import Progress
 from common.registry.audit import TRAFFIC
 from common.registry.gates import CHAMPION
 from common.registry.registry import Registry
+from common.schema import Event
 from common.serving.live import Live
 from common.serving.service import Reply
-from common.system import AnySystem, Model
+from common.system import Answered, AnySystem, Examples, Model
 
 WHO = "loop"
 TRIGGERS = ("LabelSurprise", "FeatureDrift")  # the model no longer fits
@@ -238,12 +239,12 @@ class Loop:
         """Learn from all that is known by now, be judged on the newest days of it."""
         system, delay = self.system, self.system.early_delay
         champion = self.registry.get(system.name, self._champion)
-        known = self.journal.examples(now, delay, self._spans, self._unheard)
-        end = now - delay
-        split = Split(
-            (max(int(known.as_of[0]), now - self.policy.newest), end - system.retrain_span),
-            (end - system.retrain_span, end),
-        )
+        end, oldest = now - delay, max(int(self.journal.columns.as_of[0]), now - self.policy.newest)
+        split = Split((oldest, end - system.retrain_span), (end - system.retrain_span, end))
+        if system.many is None:
+            known = self.journal.examples(now, delay, self._spans, self._unheard)
+        else:
+            known = self._replayed(now, oldest)
         origin = {"position": self.log.head().position, "origin": {"loop": self._reason}}
         try:
             trained = make(
@@ -260,6 +261,19 @@ class Loop:
             self._tell("rejected", missed[0], name)
             return
         self.canary(name, f"cleared its gates on {trained.report.rows:,} requests")
+
+    def _replayed(self, now: int, oldest: int) -> Examples[Any]:
+        """The requests since a time, us, their rows named anew: those that were not shown have not been kept."""
+        system, log = self.system, self.log
+        kinds: list[type[Event]] = [*system.events, Answered]
+        snapshot = Snapshot({kind.__name__: log.read(kind) for kind in kinds}, {}, log.head().position, now)
+        early = replace(system, label_delay=system.early_delay)
+        known = examples(early, snapshot, wanted=[(oldest, now)])
+        as_of = known.as_of[known.rows.owner]
+        for start, end in (*self._spans, *self._unheard):
+            known.weights[(start <= as_of) & (as_of < end)] = 0
+        known.labels[known.weights == 0] = np.nan
+        return known
 
     # Rolling out
 
@@ -348,5 +362,6 @@ class Loop:
             self._events[kind] = new if held is None else pa.concat_tables([held, new])
         asked = self.journal.table.take(pa.array(rows))
         positions = [self.journal.positions[row] for row in rows]
-        again = rescored(self.system, canary.model, asked, positions, self._events)
+        seen = None if self.system.many is None else self.journal.seen(rows)[0]
+        again = rescored(self.system, canary.model, asked, positions, self._events, seen)
         return np.abs(self.journal.columns.score[list(rows)] - again).tolist()  # type: ignore[no-any-return]

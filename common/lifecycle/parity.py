@@ -1,5 +1,6 @@
 """Whether the features that the service saw are those that training computes: each logged value, made again offline."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -59,7 +60,8 @@ def parity(system: AnySystem, log: EventLog, models: Mapping[str, Model[Any, Any
     for version in said["version"].unique().to_pylist():
         mine = said.filter(pc.equal(said["version"], version))
         asked = requests.take(pa.array([place[i] for i in mine["request_id"].to_pylist()], pa.int64()))
-        wanted, owner = _again(system, models[version], asked, mine, events)
+        rows = _rows(system, models[version], asked, mine["rows"].to_pylist())
+        wanted, owner = _again(system, rows, mine, events), rows.owner
         seen = numbers(pc.list_flatten(mine["features"])).reshape(wanted.shape)
         wanted = np.where(np.isfinite(wanted), wanted, np.nan)  # JSON knows no infinity
         apart = np.abs(seen - wanted) / np.maximum(1, np.abs(wanted))
@@ -90,22 +92,22 @@ def rescored(
     asked: pa.Table,
     positions: Sequence[Sequence[int]],
     events: Mapping[type[Event], pa.Table],
+    rows: Rows | None = None,
 ) -> Array:
     """What a model scores logged requests, from features that are computed anew as of each one's time and of the log
-    positions that it saw, (n,); NaN: no number."""
+    positions that it saw, (n,); NaN: no number. `rows`: those that were logged; None: each request is its own."""
     said = pa.table({"event_timestamp": asked["created_timestamp"], "positions": pa.array(positions, POSITIONS)})
+    requests = from_table(system.request, asked)
+    rows = model.rows(requests) if rows is None else rows
     near = {}
     for kind in events:
         # only what shares an entity with a request is in its features
         shares = [
-            pc.is_in(events[kind][column], asked[column].combine_chunks().unique())
+            pc.is_in(events[kind][column], rows.columns[column].combine_chunks().unique())
             for column in {view.entity[0] for view in system.views if view.source is kind}
         ]
         near[kind] = events[kind].filter(reduce(pc.or_, shares)) if shares else events[kind]
-    x, owner = _again(system, model, asked, said, near)
-    requests = from_table(system.request, asked)
-    offsets = np.searchsorted(owner, np.arange(len(requests) + 1))
-    predicted = model.predict(requests, Rows(model.rows(requests).columns, offsets), x)
+    predicted = model.predict(requests, rows, _again(system, rows, said, near))
     return np.array([np.nan if isinstance(p, RowError) else system.score(p) for p in predicted])
 
 
@@ -118,19 +120,29 @@ def _left_out(version: str, positions: Sequence[int], role: str, models: Mapping
     return None if version in models else "version is not there any more"
 
 
-def _again(
-    system: AnySystem, model: Model[Any, Any], asked: pa.Table, said: pa.Table, events: Mapping[type[Event], pa.Table]
-) -> tuple[Array, Index]:
-    """The features of each row, (n_rows, n_features), and whose request it is, (n_rows,)."""
-    rows = model.rows(from_table(system.request, asked))
-    owner = np.repeat(np.arange(asked.num_rows), np.diff(rows.offsets))
+def logged_rows(said: Sequence[str | None]) -> Rows:
+    """From what answers say of their rows."""
+    found = [json.loads(text) if text else {} for text in said]
+    names = dict.fromkeys(name for columns in found for name in columns)
+    columns = pa.table({name: [value for one in found for value in one.get(name, ())] for name in names})
+    counts = [len(next(iter(one.values()), ())) for one in found]
+    return Rows(columns, np.append(0, np.cumsum(counts)))
+
+
+def _rows(system: AnySystem, model: Model[Any, Any], asked: pa.Table, said: Sequence[str | None]) -> Rows:
+    return model.rows(from_table(system.request, asked)) if system.many is None else logged_rows(said)
+
+
+def _again(system: AnySystem, rows: Rows, said: pa.Table, events: Mapping[type[Event], pa.Table]) -> Array:
+    """The features of each row, (n_rows, n_features)."""
+    owner = rows.owner
     as_of = ints(said["event_timestamp"])[owner]
     heads = [row if len(row) == len(system.views) else row * len(system.views) for row in said["positions"].to_pylist()]
     positions = np.array(heads, np.int64).reshape(len(heads), len(system.views))[owner]
     values = [
         _values(view, events[view.source], rows.columns, positions[:, i], as_of) for i, view in enumerate(system.views)
     ]
-    return assemble(system.request, system.views, system.on_demand, rows.columns, values), owner
+    return assemble(system.request, system.views, system.on_demand, rows.columns, values)
 
 
 def _values(view: FeatureView, events: pa.Table, rows: pa.Table, head: Index, as_of: Index) -> Array:

@@ -26,10 +26,11 @@ from common.registry.gates import CHAMPION, Verdict
 from common.registry.keys import Keys
 from common.registry.registry import Registry, Version
 from common.schema import Event, Logged, logged_table
+from common.serving.following import bring
 from common.serving.live import Live
 from common.serving.routing import uniform
 from common.serving.service import LUCK, NOTHING, RULE, AnyService, Reply, Service, remember
-from common.system import Answer, AnySystem, Arrival, Params, World, find
+from common.system import Answer, AnySystem, Arrival, Model, Params, World, find
 
 WHO = "simulation"
 STEP = 2 * HOUR  # us that the world does not hear of what is answered
@@ -58,6 +59,43 @@ class ByRule:
         pass
 
 
+class ByModel:
+    """What answers before a model has been learned: one that needs no features."""
+
+    def __init__(self, system: AnySystem, model: Model[Any, Any]) -> None:
+        self._system, self._model = system, model
+
+    def answer(self, requests: Sequence[Any], as_of: Times) -> Sequence[Reply[Any]]:
+        system, rows = self._system, self._model.rows(requests)
+        said = self._model.predict(requests, rows, np.empty((rows.columns.num_rows, 0)))
+        return [
+            Reply(
+                system.decide(request, p, uniform(b"", LUCK, request.event_id)), RULE, "rule", 1.0, None, NOTHING, ()
+            )
+            for request, p in zip(requests, said, strict=True)
+        ]  # fmt: skip
+
+    def heard(self, events: Sequence[Event], logged: Sequence[Logged]) -> None:
+        tell(self._system, [self._model], events, logged)
+
+
+def tell(system: AnySystem, models: Sequence[Any], events: Sequence[Event], logged: Sequence[Logged]) -> None:
+    """Let models hear of new events, if they do."""
+    kind = system.hears
+    if kind is None:
+        return
+    mine = [(event, at) for event, at in zip(events, logged, strict=True) if isinstance(event, kind)]
+    if mine:
+        table = logged_table(kind, *zip(*mine, strict=True))
+        for model in models:
+            model.hear(table)
+
+
+def before(system: AnySystem) -> Answers:
+    """Who answers in the history of a new world."""
+    return ByRule(system.degraded[-1]) if system.before is None else ByModel(system, system.before())
+
+
 class ByService:
     """The live versions and their online features, which keep up with the log."""
 
@@ -81,6 +119,8 @@ class ByService:
         until = logged[-1].position
         self._service.push({kind: logged_table(kind, *mine) for kind, mine in new.items()}, self._head, until)
         self._head = until
+        live = [loaded.model for loaded in self._service.live().models.values()]
+        tell(self._service.system, live, events, logged)
 
 
 def live(
@@ -222,9 +262,8 @@ class Simulation:
 
     def history(self) -> None:
         """What happened before there was a model, answered by the rule that needs none."""
-        rule = ByRule(self.system.degraded[-1])
         for _ in live(
-            self.system, self.world, self.log, rule, self.system.history,
+            self.system, self.world, self.log, before(self.system), self.system.history,
             batch=None, progress=self.progress, journal=self.journal, passed=self.clock.advance,
         ):  # fmt: skip
             pass
@@ -237,7 +276,7 @@ class Simulation:
             snapshot = training.take(system, self.log, snapshots)
         with self.progress.step("features as of each request"):
             known = training.examples(system, snapshot, self.world)
-        self.journal.fill(known.x)
+        self.journal.fill(known)
         trained = training.learn(
             system, snapshot, known, registry or self.registry,
             trials=trials or self.folder / "trials.log", tune=tune,
@@ -274,7 +313,10 @@ class Simulation:
         self._bad = bad
 
     def _open(self) -> None:
-        self._live = Live(self.system, self.registry, b"", self.clock, warm=lambda model: None, say=lambda line: None)
+        self._live = Live(
+            self.system, self.registry, b"", self.clock, warm=self._bring,
+            say=lambda line: None,
+        )  # fmt: skip
         self._live.refresh()
         # nobody else reads the file, so nothing has to be in it soon
         own = SqliteStore(self.folder / "online.db", self.system.views, lag=DAY / SECOND)
@@ -287,6 +329,9 @@ class Simulation:
         gc.collect()
         self._end.callback(gc.unfreeze)
         gc.freeze()  # the history stays: to look through it again and again costs more than some answers
+
+    def _bring(self, model: Any) -> None:
+        bring(self.system, self.log, model)
 
     def _passed(self, at: int) -> None:
         self.clock.advance(at)
@@ -331,8 +376,7 @@ class Simulation:
         """Of what was answered in the simulated days, by what only the world knows."""
         rows = self.journal.rows(self.start, self.start + self.days * DAY)
         asked = list(self.journal.requests(rows))
-        best = self.world.ceiling(asked)
-        losses = self.system.losses(asked, self.journal.answers[rows], best)
+        losses = self.system.regret(self.world, asked, self.journal.answers[rows])
         day = (self.journal.columns.as_of[rows] - self.start) // DAY
 
         def by_day(values: Array | None) -> Array:

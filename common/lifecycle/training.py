@@ -73,20 +73,35 @@ def examples(
     if wanted is not None:
         table = table.filter(pa.array(_inside(ints(table["created_timestamp"]), wanted)))
     requests = Records(system.request, table)
-    values = [offline.compute(view, snapshot.of(view.source), table) for view in system.views]
-    as_of = np.asarray(table["created_timestamp"].to_numpy(), np.int64)
-    labels, weights = _labels(system, snapshot, table)
+    rows = Rows(table, np.arange(len(requests) + 1))
+    if system.many is not None:
+        rows = system.many.replay(table, snapshot.tables)
+    as_of = ints(table["created_timestamp"])
+    labels, weights = _labels(system, snapshot, table) if system.many is None else _each(system, snapshot, table, rows)
     return Examples(
         requests=requests,
-        rows=Rows(table, np.arange(len(requests) + 1)),
-        x=assemble(system.request, system.views, system.on_demand, table, values),
+        rows=rows,
+        x=features(system, snapshot.tables, table, rows),
         names=feature_names(system.views, system.on_demand),
         as_of=as_of,
         labels=labels,
         weights=weights,
         ceiling=None if world is None else world.ceiling(requests),
         segments={} if world is None else world.segments(requests),
+        truth={} if world is None else world.truth(requests, rows),
+        events=snapshot.tables,
     )
+
+
+def features(system: AnySystem, tables: Mapping[str, pa.Table], asked: pa.Table, rows: Rows) -> Array:
+    """Of rows of logged requests, as of when each request was logged, (n_rows, n_features)."""
+    owner = pa.array(rows.owner)
+    places = {name: asked[name].take(owner) for name in ("position", "created_timestamp")}
+    values = []
+    for view in system.views:
+        keys = pa.table({name: rows.columns[name] for name in view.entity} | places)
+        values.append(offline.compute(view, tables[view.source.__name__], keys))
+    return assemble(system.request, system.views, system.on_demand, rows.columns, values)
 
 
 def _labels(system: AnySystem, snapshot: Snapshot, table: pa.Table) -> tuple[Array, Array]:
@@ -98,13 +113,21 @@ def _labels(system: AnySystem, snapshot: Snapshot, table: pa.Table) -> tuple[Arr
     labels = np.full(len(place), np.nan if outcome.silence is None else outcome.silence)
     heard = zip(
         told[outcome.request].to_pylist(),
-        numbers(told[outcome.value]).tolist(),
+        np.ones(told.num_rows) if outcome.value is None else numbers(told[outcome.value]).tolist(),
         told["created_timestamp"].to_pylist(),
         strict=True,
     )
     for request, value, at in heard:
         if request in place and at <= created[place[request]] + system.label_delay:  # the last word counts
             labels[place[request]] = value
+    weights = _weights(said, place)
+    labels[created > snapshot.at - system.label_delay] = np.nan
+    labels[weights == 0] = np.nan
+    return labels, np.where(np.isnan(labels), 0.0, weights)
+
+
+def _weights(said: pa.Table, place: Mapping[str, int]) -> Array:
+    """1 / propensity of seeing what becomes of requests, (n_requests,); 0: the answer hid it."""
     weights = np.ones(len(place))
     answers = zip(
         said["request_id"].to_pylist(), said["hidden"].to_pylist(), said["propensity"].to_pylist(), strict=True
@@ -112,8 +135,33 @@ def _labels(system: AnySystem, snapshot: Snapshot, table: pa.Table) -> tuple[Arr
     for request, hidden, propensity in answers:
         if request in place:
             weights[place[request]] = 0.0 if hidden else 1 / propensity
-    labels[created > snapshot.at - system.label_delay] = np.nan
-    labels[weights == 0] = np.nan
+    return weights
+
+
+def _each(system: AnySystem, snapshot: Snapshot, table: pa.Table, rows: Rows) -> tuple[Array, Array]:
+    """As `_labels`, of each row, (n_rows,) each: known of those whose outcome could be seen. The largest one counts."""
+    outcome, many = system.outcome, system.many
+    assert many is not None
+    created, owner = ints(table["created_timestamp"])[rows.owner], rows.owner
+    seen = np.flatnonzero(numbers(rows.columns[many.seen]) > 0)
+    ids = table["event_id"].take(pa.array(owner[seen])).to_pylist()
+    keys = rows.columns[many.key].take(pa.array(seen)).to_pylist()
+    place = dict(zip(zip(ids, keys, strict=True), seen.tolist(), strict=True))
+    labels = np.full(len(owner), np.nan)
+    labels[seen] = np.nan if outcome.silence is None else outcome.silence
+    told = snapshot.of(outcome.source)
+    values = np.ones(told.num_rows) if outcome.value is None else numbers(told[outcome.value])
+    heard = zip(
+        told[outcome.request].to_pylist(), told[many.key].to_pylist(), values.tolist(),
+        told["created_timestamp"].to_pylist(), strict=True,
+    )  # fmt: skip
+    for request, key, value, at in heard:
+        row = place.get((request, key))
+        if row is not None and at <= created[row] + system.label_delay:
+            labels[row] = np.fmax(labels[row], value)
+    asked = {event_id: i for i, event_id in enumerate(table["event_id"].to_pylist())}
+    weights = _weights(snapshot.of(Answered), asked)[owner]
+    labels[(created > snapshot.at - system.label_delay) | (weights == 0)] = np.nan
     return labels, np.where(np.isnan(labels), 0.0, weights)
 
 

@@ -19,7 +19,7 @@ from common.lifecycle.journal import NEVER, SCORE, Journal
 from common.monitoring import drift, quality, sketches
 from common.monitoring.quality import Flaw, LabelHabits, Surprise, Told
 from common.registry.registry import Registry
-from common.system import RowError, Rows
+from common.system import RowError
 
 CLUSTERED = 2.0  # variance of a day's positives over their mean, at least: one theft is several of them
 SURER = 1.2  # times the evidence that is enough; what was seen beyond that is forgotten
@@ -324,8 +324,5 @@ def metric(name: str, /, **labels: str) -> Metric:
 
 def scores(journal: Journal, model: Any, rows: slice) -> Array:
     """What a model says of requests that others have answered, (n,); NaN: nothing."""
-    table = journal.table.slice(rows.start, rows.stop - rows.start)
-    said: Sequence[Any] = model.predict(
-        journal.requests(rows), Rows(table, np.arange(table.num_rows + 1)), journal.x[rows]
-    )
+    said: Sequence[Any] = model.predict(journal.requests(rows), *journal.seen(range(rows.start, rows.stop)))
     return np.array([math.nan if isinstance(p, RowError) else journal.system.score(p) for p in said])

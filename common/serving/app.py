@@ -3,11 +3,14 @@
 import asyncio
 import math
 import random
+import re
 import traceback
+from base64 import b64encode
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -44,7 +47,7 @@ from common.serving.batching import Batcher
 from common.serving.live import Live
 from common.serving.pipeline import Call, Pipeline, Replies
 from common.serving.resilience import Deadline, Limiter
-from common.system import AnySystem
+from common.system import AnySystem, Lookup, Page
 
 MOST_ROWS = 1_000  # requests or events in one call
 MOST_BYTES = 1 << 20  # of a body
@@ -52,6 +55,7 @@ PLAIN = 64 << 10  # bytes; in a larger body it is looked first whether it has th
 BODY = 5.0  # s, for a body to arrive
 PUBLIC: Final = "public"  # the scope of a route that needs no key
 JSON = "application/json"
+LONGEST = 200  # characters of a text that is looked up
 
 
 class TooSoon(DeadlineExceeded):
@@ -159,6 +163,7 @@ FULL = (
     b'{"title":"Overloaded","status":503,"detail":"more is asked than can be answered in time: see Retry-After",'
     b'"request_id":"%s"}'
 )
+Parse: TypeAlias = Callable[[bytes], tuple[Sequence[Any], bool]]
 Handler: TypeAlias = Callable[[Asked], Coroutine[Any, Any, Response]]
 
 
@@ -413,7 +418,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 def _add_system(system: AnySystem, runtime: Runtime, add: Callable[..., None]) -> None:
     name, label = system.name, system.outcome.source
-    parse_requests, parse_labels = parser(system.request), parser(label)
+    parse_requests = parser(system.request)
 
     @allow("score", name)
     async def score(asked: Asked) -> Response:
@@ -433,14 +438,19 @@ def _add_system(system: AnySystem, runtime: Runtime, add: Callable[..., None]) -
         ]
         return Response(to_json(said[0] if is_one else said), media_type=JSON)
 
-    @allow("label", name)
-    async def labels(asked: Asked) -> Response:
-        served = runtime.served[name]
-        deadline = begin(runtime, served, asked.http)
-        events, _ = parse_labels(await asked.body())
-        spend(runtime, asked.key, len(events) - 1)
-        await timed(runtime, served, Call(events=events), deadline, asked)
-        return Response(to_json({"accepted": len(events)}), media_type=JSON)
+    def taking(kind: type[Event]) -> Handler:
+        parse = parser(kind)
+
+        @allow("label", name)
+        async def take(asked: Asked) -> Response:
+            served = runtime.served[name]
+            deadline = begin(runtime, served, asked.http)
+            events, _ = parse(await asked.body())
+            spend(runtime, asked.key, len(events) - 1)
+            await timed(runtime, served, Call(events=events), deadline, asked)
+            return Response(to_json({"accepted": len(events)}), media_type=JSON)
+
+        return take
 
     @allow("read")
     async def versions(asked: Asked) -> Response:
@@ -483,18 +493,66 @@ def _add_system(system: AnySystem, runtime: Runtime, add: Callable[..., None]) -
         openapi_extra=_takes(system.request, examples[system.request], runtime.deadline),
     )  # fmt: skip
     accepted = {"type": "object", "properties": {"accepted": {"type": "integer"}}, "required": ["accepted"]}
+    taken = {200: {"description": "Durable", "content": {JSON: {"schema": accepted}}}, **extra}
     add(
-        f"/v1/{name}/labels", "POST", labels, "What became of requests, whenever it is heard of",
-        responses={
-            200: {"description": "Durable", "content": {JSON: {"schema": accepted}}},
-            **extra,
-        },
-        openapi_extra=_takes(label, examples[label], runtime.deadline),
+        f"/v1/{name}/labels", "POST", taking(label), "What became of requests, whenever it is heard of",
+        responses=taken, openapi_extra=_takes(label, examples[label], runtime.deadline),
     )  # fmt: skip
     add(
         f"/v1/{name}/versions", "GET", versions, "Which versions answer, and how the traffic is split",
         responses={200: {"description": "Now", "content": {JSON: {"schema": {"type": "object"}}}}},
     )  # fmt: skip
+
+    for route in system.routes:
+        if isinstance(route, Page):
+            _add_page(route, add)
+        elif isinstance(route, Lookup):
+            _add_lookup(system, route, runtime, add)
+        else:
+            add(
+                f"/v1/{name}/{route.name}", "POST", taking(route.event), route.summary, responses=taken,
+                openapi_extra=_takes(route.event, examples[route.event], runtime.deadline),
+            )  # fmt: skip
+
+
+def _add_lookup(system: AnySystem, route: Lookup, runtime: Runtime, add: Callable[..., None]) -> None:
+    @allow("score", system.name)
+    async def find(asked: Asked) -> Response:
+        champion = runtime.served[system.name].live.current.champion
+        if champion is None:
+            raise NotFound(f"{system.name}: must have a version that is live")
+        text = asked.http.query_params.get("text", "")
+        if len(text) > LONGEST:
+            raise BadRecord(f"text: must have at most {LONGEST} characters")
+        return Response(to_json(route.find(champion.model, text)), media_type=JSON)
+
+    said = {"description": "Found", "content": {JSON: {"schema": route.answer.model_json_schema()}}}
+    text = {"name": "text", "in": "query", "required": False, "schema": {"type": "string", "maxLength": LONGEST}}
+    add(
+        f"/v1/{system.name}/{route.name}", "GET", find, route.summary,
+        responses={200: said, 404: _problem("No version is live")}, openapi_extra={"parameters": [text]},
+    )  # fmt: skip
+
+
+def _add_page(route: Page, add: Callable[..., None]) -> None:
+    html = route.html()
+    scripts = [sha256(text.encode()).digest() for text in re.findall(r"<script>(.*?)</script>", html, re.S)]
+    allowed = " ".join(f"'sha256-{b64encode(digest).decode()}'" for digest in scripts)
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src {allowed}; connect-src 'self'; img-src data:;"
+        " base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {
+        "content-security-policy": policy, "x-content-type-options": "nosniff", "referrer-policy": "no-referrer",
+        "cache-control": "no-cache",
+    }  # fmt: skip
+
+    @allow(PUBLIC)
+    async def page(asked: Asked) -> Response:
+        return Response(html, headers=headers, media_type="text/html")
+
+    said = {"description": "A page", "content": {"text/html": {"schema": {"type": "string"}}}}
+    add(f"/{route.name}", "GET", page, route.summary, responses={200: said})
 
 
 def begin(runtime: Runtime, served: Served, http: Request) -> Deadline:
@@ -528,7 +586,7 @@ async def timed(runtime: Runtime, served: Served, call: Call, deadline: Deadline
         runtime.metrics.latency.labels(served.system.name).observe((stopwatch() - start) / SECOND)
 
 
-def parser(kind: type[Event]) -> Callable[[bytes], tuple[Sequence[Any], bool]]:
+def parser(kind: type[Event]) -> Parse:
     """Reads one record or an array of them, and says which it was; raises BadRecord, which repeats no value."""
     one = TypeAdapter(kind)
     many: TypeAdapter[Any] = TypeAdapter(Annotated[list[kind], FailFast()])  # type: ignore[valid-type]

@@ -58,10 +58,14 @@ class Pipeline:
         metrics: Metrics,
         say: Callable[[str], None],
         tracing: Tracing | NoTracing = NO_TRACING,
+        told: Callable[[], None] = lambda: None,
     ) -> None:
-        """`deadline` in us, of a call. Brings the features up to the log; raises as that does."""
+        """`deadline` in us, of a call. Brings the features up to the log; raises as that does.
+
+        `told` is called when the log holds what live models hear of.
+        """
         self.service, self._log, self._clock, self._metrics, self._say = service, log, clock, metrics, say
-        self._deadline, self._name, self._tracing = deadline, service.system.name, tracing
+        self._deadline, self._name, self._tracing, self._told = deadline, service.system.name, tracing, told
         self._retries, self._reused = RetryBudget(), 0
         self._unsettled = deque[tuple[Sequence[Call], Sequence[Replies | Exception], Sequence[tuple[Event, Logged]]]]()
         self._wall = Bulkhead("online features")
@@ -303,8 +307,10 @@ class Pipeline:
                 self._metrics.errors.labels(self._name, type(said).__name__).inc()
                 self._metrics.answers.labels(self._name, "failed").inc(len(call.requests))
                 continue
-            if call.events:
+            if call.events and isinstance(call.events[0], self.service.system.outcome.source):
                 self._metrics.labels.labels(self._name).inc(len(call.events))
+            elif call.events:
+                self._told()
             for request, reply in zip(call.requests, said, strict=True):
                 rung = (reply.degraded or "full").partition(":")[0]
                 predictions.labels(self._name, reply.version, reply.role, rung).inc()

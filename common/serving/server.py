@@ -20,6 +20,7 @@ from common.registry.registry import Registry
 from common.serving.app import MOST_ROWS, Runtime, Served, create_app
 from common.serving.auth import ApiKeys, RateLimits
 from common.serving.batching import Batcher
+from common.serving.following import Follower
 from common.serving.live import AnyModel, Live
 from common.serving.pipeline import Pipeline
 from common.serving.resilience import Limiter
@@ -93,14 +94,23 @@ def _serve(
         stack.callback(store.close)
         for note in (*log.notes, *store.notes):
             say(note)
-        live = Live(system, registry, key, clock, warm=lambda model: warm(system, model), say=say)
+        follower = Follower(system, log, say)
+
+        def prepare(model: AnyModel) -> None:
+            follower.adopt(model)
+            warm(system, model)
+
+        live = Live(system, registry, key, clock, warm=prepare, say=say)
         live.refresh()
         live.watch(FOLLOW)
         stack.callback(live.close)
+        follower.watch(live)
+        stack.callback(follower.close)
         service = Service(system, lambda: live.current, store, key)
         pipeline = Pipeline(
-            service, log, clock, deadline=runtime.deadline, metrics=runtime.metrics, say=say, tracing=runtime.tracing
-        )
+            service, log, clock, deadline=runtime.deadline, metrics=runtime.metrics, say=say,
+            tracing=runtime.tracing, told=follower.notice,
+        )  # fmt: skip
         stack.callback(pipeline.close)
         batcher = Batcher(pipeline.run, ROWS, system.name, loop, pipeline.settle)
         stack.callback(batcher.close)

@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
+from pydantic_core import to_json
 
 from common.clock import stopwatch
 from common.errors import NotFound, PlatformError, Stale
@@ -57,6 +58,7 @@ class Reply(Generic[A]):
     fault: Fault | None = None  # of that version
     took: int = 0  # us that it worked on the batch
     score: float | None = None
+    rows: pa.Table | None = None  # those of the features; None: the request is its only row
 
 
 @dataclass(frozen=True)
@@ -204,20 +206,23 @@ class Service(Generic[Q, P, A]):
             took = part.took + self._now() - began
             offsets = part.rows.offsets.tolist()
             for i, (place, request, p) in enumerate(zip(part.places, part.requests, said, strict=True)):
-                seen = x[offsets[i] : offsets[i + 1]]
+                seen, kept = x[offsets[i] : offsets[i + 1]], None
+                if self.system.many is not None:
+                    which = [] if isinstance(p, RowError) else self.system.many.kept(p)
+                    seen, kept = seen[which], part.rows.of(i).take(pa.array(which, pa.int64()))
                 choice = part.choice
                 score = math.nan if isinstance(p, RowError) else self.system.score(p)
                 if isinstance(p, RowError) or not math.isfinite(score):
                     reason = p.reason if isinstance(p, RowError) else f"{choice.version} answered with no number"
                     replies[place] = replace(
                         self._rule(request, reason), features=seen, positions=positions,
-                        routed=choice.version, fault="missing", took=took,
+                        routed=choice.version, fault="missing", took=took, rows=kept,
                     )  # fmt: skip
                 else:
                     answer = self.system.decide(request, p, self._luck(request))
                     replies[place] = Reply(
                         answer, choice.version, choice.role, choice.propensity, degraded, seen, positions,
-                        took=took, score=score,
+                        took=took, score=score, rows=kept,
                     )  # fmt: skip
             start = stop
         return replies  # type: ignore[return-value]
@@ -242,7 +247,9 @@ class Service(Generic[Q, P, A]):
         new = [i for i in range(len(keys)) if i not in known]
         if new:
             of_new = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in new])
-            rows = Rows(part.rows.columns.take(pa.array(of_new)), np.append(0, np.cumsum(np.diff(offsets)[new])))
+            notes = None if part.rows.notes is None else [part.rows.notes[i] for i in new]
+            counts = np.append(0, np.cumsum(np.diff(offsets)[new]))
+            rows = Rows(part.rows.columns.take(pa.array(of_new)), counts, notes)
             for i, p in zip(new, model.predict([part.requests[i] for i in new], rows, x[of_new]), strict=True):
                 known[i] = p
                 if not isinstance(p, RowError):
@@ -265,8 +272,13 @@ class Service(Generic[Q, P, A]):
         ]
 
     def shadow(self, version: Loaded, requests: Sequence[Q], replies: Sequence[Reply[A]]) -> list[Shadowed]:
-        """What another version says to requests that have their answers, from the same features."""
-        rows = version.model.rows(requests)
+        """What another version says to requests that have their answers, from the same features of the same rows."""
+        if self.system.many is None:
+            rows = version.model.rows(requests)
+        else:
+            counts = [len(reply.features) for reply in replies]
+            columns = pa.concat_tables([reply.rows for reply in replies if reply.rows is not None])
+            rows = Rows(columns, np.append(0, np.cumsum(counts)))
         said = version.model.predict(requests, rows, np.concatenate([reply.features for reply in replies]))
         return [
             Shadowed(
@@ -316,4 +328,5 @@ def remember(system: AnySystem, request: Event, reply: Reply[Any], at: int) -> A
         answer=answer.model_dump_json(),
         features=tuple(known),
         positions=reply.positions,
+        rows=None if reply.rows is None else to_json(reply.rows.to_pydict()).decode(),
     )

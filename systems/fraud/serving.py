@@ -8,7 +8,7 @@ from common.clock import DAY
 from common.features.view import Array
 from common.system import Losses
 from systems.fraud.config import Config
-from systems.fraud.data import Decision, Payment
+from systems.fraud.data import CardWorld, Decision, Payment
 from systems.fraud.model import Scored, costs, review_price
 
 ACTIONS = ("approve", "review", "block")
@@ -59,6 +59,11 @@ def losses(config: Config, payments: Sequence[Payment], decisions: Sequence[Deci
     blocked = [decision.action == "block" or decision.propensity == q for decision in decisions]
     chosen = np.where(blocked, 2, np.array([ACTIONS.index(decision.action) for decision in decisions], np.int64))
     return Losses(prices[chosen, np.arange(len(p))], prices.min(axis=0))
+
+
+def regret(config: Config, world: CardWorld, payments: Sequence[Payment], decisions: Sequence[Decision]) -> Losses:
+    """EUR, given the best that can be known of each payment."""
+    return losses(config, payments, decisions, world.ceiling(payments))
 
 
 def hides(decision: Decision) -> bool:

@@ -49,6 +49,7 @@ def build(config: Config) -> System[Payment, Scored, Decision]:
         degraded=(partial(serving.rule, config),),
         unit_of_loss="EUR",
         losses=partial(serving.losses, config),
+        regret=partial(serving.regret, config),
         unit=lambda payment: payment.card_id,
         redact=serving.redact,
         evaluate=partial(evaluation.evaluate, config),

@@ -127,7 +127,7 @@ def test_a_request_that_was_answered_without_features_has_unknown_ones_and_no_sc
 
 def test_features_that_are_computed_later_take_the_place_of_those_that_were_missing() -> None:
     made = journal([(order("a", DAY), reply(features=NOTHING)), (order("b", DAY), reply(features=NOTHING))])
-    made.fill(np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+    made.fill(replace(made.examples(9 * DAY, DAY), x=np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])))
     made.ask([order("c", 2 * DAY)], [Logged(position=9, created_timestamp=2 * DAY)], [reply()])
     assert made.x[:, 0].tolist() == [1, 4, 1]
     assert made.columns.watched.tolist() == [[1, 3], [4, 6], [1, 3]]

@@ -124,13 +124,13 @@ class Shop:
         at = buckets(np.array([order.amount for order in orders]))
         return np.where(after, DRIFTED[at], USUAL[at])
 
-    def truth(self, orders: Sequence[Order]) -> NDArray[np.bool_]:
+    def is_bad(self, orders: Sequence[Order]) -> NDArray[np.bool_]:
         drawn = np.array([self._draw(order.event_id, "bad") for order in orders])
         return drawn < self._chances(orders)
 
     def react(self, answered: Sequence[tuple[Order, Done]]) -> None:
         orders = [order for order, _ in answered]
-        for (order, done), bad in zip(answered, self.truth(orders).tolist() if orders else (), strict=True):
+        for (order, done), bad in zip(answered, self.is_bad(orders).tolist() if orders else (), strict=True):
             wait = self._draw(order.event_id, "wait")
             if done.action == "check":
                 self._tell(order, bad, int((1 + 10 * wait) * HOUR), True)
@@ -146,6 +146,9 @@ class Shop:
 
     def ceiling(self, requests: Sequence[Order]) -> Array:
         return self._chances(requests)
+
+    def truth(self, requests: Sequence[Order], rows: Rows) -> Mapping[str, Array]:
+        return {}
 
     def segments(self, requests: Sequence[Order]) -> Mapping[str, NDArray[np.bool_]]:
         return {}
@@ -245,6 +248,7 @@ def shop(**changed: Any) -> AnySystem:
         hides=lambda done: done.action == "stop", label_delay=5 * DAY, early_delay=2 * DAY,
         space=space, params={}, objective="log_loss", fit=fit, load=load, score=lambda p: p, decide=decide,
         degraded=(lambda order, luck: Done(action="take"),), unit_of_loss="EUR", losses=losses,
+        regret=lambda world, orders, answers: losses(orders, answers, world.ceiling(orders)),
         unit=lambda order: order.user, redact=lambda order: order, evaluate=evaluate,
         gates=(Gate("log_loss", 0.5, better="lower"),),
         retrain_gates=(Gate("log_loss", 1.0, better="lower", against=CHAMPION),),

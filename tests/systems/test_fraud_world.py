@@ -84,7 +84,7 @@ def test_what_arrives_is_in_order_valid_and_unique() -> None:
 
 def test_every_scenario_happens_and_fraud_is_rare() -> None:
     card_world, heard = approved(0)
-    truth, scenario = card_world.truth(payments(heard)), card_world.scenario(payments(heard))
+    truth, scenario = card_world.is_fraud(payments(heard)), card_world.scenario(payments(heard))
     assert set(scenario) == set(SCENARIOS)
     assert 0.002 < truth.mean() < 0.02
     assert ((scenario != "honest") == truth).all()
@@ -107,7 +107,7 @@ def test_chargebacks_come_for_most_frauds_before_the_label_delay_and_never_for_h
     reports = [a for a in heard if isinstance(a.event, Outcome)]
     reported = {a.event.payment_id for a in reports if isinstance(a.event, Outcome)}
     old = [p for p in payments(heard) if p.event_timestamp < CONFIG.start + CONFIG.days * DAY - CONFIG.label_delay]
-    truth = card_world.truth(old)
+    truth = card_world.is_fraud(old)
     known = np.array([p.event_id in reported for p in old])
     assert not known[~truth].any()
     assert 0.85 < known[truth].mean() < 1
@@ -116,7 +116,7 @@ def test_chargebacks_come_for_most_frauds_before_the_label_delay_and_never_for_h
 
 def test_a_blocked_payment_has_no_outcome_and_blocks_end_campaigns() -> None:
     knows = world(CONFIG, 0)
-    heard = live(knows, CONFIG.days, lambda p: "block" if knows.truth([p])[0] else "approve")
+    heard = live(knows, CONFIG.days, lambda p: "block" if knows.is_fraud([p])[0] else "approve")
     assert not [a for a in heard if isinstance(a.event, Outcome)]
     _, untouched = approved(0)
     assert len(payments(heard)) < len(payments(untouched))
@@ -135,7 +135,7 @@ def test_an_inspection_tells_the_truth_within_a_day() -> None:
     later = [a for a in card_world.arrivals(CONFIG.start + 10 * DAY) if isinstance(a.event, Outcome)]
     told = {a.event.payment_id: a for a in later if isinstance(a.event, Outcome)}
     assert set(told) == {p.event_id for p in first}
-    for payment, fraud in zip(first, card_world.truth(first).tolist(), strict=True):
+    for payment, fraud in zip(first, card_world.is_fraud(first).tolist(), strict=True):
         at, event = told[payment.event_id]
         assert isinstance(event, Outcome)
         assert (event.fraud, event.source) == (fraud, "inspection")
@@ -150,7 +150,7 @@ def test_the_drift_changes_nothing_before_its_day_and_much_after() -> None:
     amounts = []
     for w in (calm, drifting):
         after = payments(w.arrivals(end))
-        amounts.append(np.median(np.array([p.amount for p in after])[w.truth(after)]))
+        amounts.append(np.median(np.array([p.amount for p in after])[w.is_fraud(after)]))
     assert amounts[1] < 0.8 * amounts[0]
 
 
@@ -200,7 +200,7 @@ def test_the_ceiling_is_calibrated() -> None:
     for seed in range(3):
         card_world, heard = approved(seed)
         predicted.append(card_world.ceiling(payments(heard)))
-        true.append(card_world.truth(payments(heard)))
+        true.append(card_world.is_fraud(payments(heard)))
     p, y = np.concatenate(predicted), np.concatenate(true)
     order = np.argsort(p)
     decile = np.minimum((np.cumsum(p[order]) / p.sum() * 10).astype(int), 9)

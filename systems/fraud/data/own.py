@@ -58,6 +58,7 @@ def decisions(made: pa.Table, payments: pa.Table) -> pa.Table:
         "score": pa.nulls(n, pa.float64()),
         "degraded": pa.nulls(n, pa.string()),
         "propensity": made["propensity"],
+        "rows": pa.nulls(n, pa.string()),
         "hidden": pc.equal(made["action"], "block"),
         "answer": pc.binary_join_element_wise('{"action":"', made["action"], '"}', ""),
         "features": _nothing(n, pa.float64()),

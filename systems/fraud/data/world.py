@@ -1,7 +1,7 @@
 """The world of card payments: tells what happens, reacts to what the service answers, and knows the truth."""
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from common.clock import DAY
 from common.errors import BadSetting, NotFound
 from common.schema import Event
-from common.system import Arrival
+from common.system import Arrival, Rows
 from systems.fraud.config import CATEGORIES, DRIFTS, SCENARIOS, Config
 from systems.fraud.data.ceiling import Answers, Posterior
 from systems.fraud.data.events import Decision, Outcome, Payment
@@ -107,7 +107,7 @@ class CardWorld:
             self._ceiling = Posterior(self._ledger, self._answers).judge(np.flatnonzero(self._told))
         return self._ceiling[rows]
 
-    def truth(self, requests: Sequence[Payment]) -> Flags:
+    def is_fraud(self, requests: Sequence[Payment]) -> Flags:
         """Whether each was fraud, (n,)."""
         flags: Flags = self._ledger.fraud[self._rows(requests)]
         return flags
@@ -115,6 +115,10 @@ class CardWorld:
     def scenario(self, requests: Sequence[Payment]) -> NDArray[np.str_]:
         """One of SCENARIOS for each, (n,)."""
         return np.array(SCENARIOS)[self._ledger.scenario[self._rows(requests)]]
+
+    def truth(self, requests: Sequence[Payment], rows: Rows) -> Mapping[str, Array]:
+        """Nothing: a payment is its only row, and the ceiling says all."""
+        return {}
 
     def segments(self, requests: Sequence[Payment]) -> dict[str, Flags]:
         """By scenario, its frauds among all honest payments, (n,) each."""
