@@ -5,10 +5,10 @@ from typing import Literal, get_args
 
 from common.clock import DAY, SECOND
 
-Category = Literal[
-    "furniture", "shoes", "electronics", "kitchen", "clothing", "garden", "sports", "beauty", "toys", "lighting"
-]
-CATEGORIES: tuple[str, ...] = get_args(Category)
+# What the world's shop sells; a shop's own categories may be any
+CATEGORIES = (
+    "furniture", "shoes", "electronics", "kitchen", "clothing", "garden", "sports", "beauty", "toys", "lighting",
+)  # fmt: skip
 Device = Literal["desktop", "phone"]
 DEVICES: tuple[str, ...] = get_args(Device)
 DRIFTS = ("vocabulary",)

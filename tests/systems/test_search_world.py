@@ -573,7 +573,8 @@ QUERY, PRODUCT, FEEDBACK = (example.model_dump() for example in EXAMPLES)
         (Query, QUERY, "page", 0, "greater than or equal to 1"),
         (Query, QUERY, "page", 10**9, "less than or equal to 50"),
         (Query, QUERY, "page_size", 51, "less than or equal to 50"),
-        (Query, QUERY, "category", "yachts", "furniture"),
+        (Query, QUERY, "category", "", "at least 1"),
+        (Query, QUERY, "category", "yac\x1bhts", "match pattern"),
         (Query, QUERY, "price_min", -1.0, "greater than or equal to 0"),
         (Query, QUERY, "price_max", float("nan"), "finite"),
         (Query, QUERY, "brand", "", "at least 1"),
@@ -581,6 +582,7 @@ QUERY, PRODUCT, FEEDBACK = (example.model_dump() for example in EXAMPLES)
         (Query, QUERY, "shopper_id", "", "at least 1"),
         (Product, PRODUCT, "title", " ", "match pattern"),
         (Product, PRODUCT, "price", 0.0, "greater than 0"),
+        (Product, PRODUCT, "category", "c" * 101, "at most 100"),
         (Feedback, FEEDBACK, "position", 0, "greater than or equal to 1"),
     ],
 )

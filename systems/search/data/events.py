@@ -7,7 +7,7 @@ from pydantic import Field
 
 from common.schema import Event, Record, Whole
 from common.system import Answer
-from systems.search.config import Category, Device
+from systems.search.config import Device
 
 LONGEST = 200  # characters of a query
 PRINTABLE: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"  # no control characters
@@ -27,7 +27,7 @@ class Query(Event):
     shopper_id: str = Field(min_length=1, max_length=100)
     text: str = Field(min_length=1, max_length=LONGEST, pattern=SAID)
     device: Device = "desktop"
-    category: Category | None = None
+    category: str | None = Field(default=None, min_length=1, max_length=100, pattern=PRINTABLE)
     brand: str | None = Field(default=None, min_length=1, max_length=100, pattern=PRINTABLE)
     colour: str | None = Field(default=None, min_length=1, max_length=100, pattern=PRINTABLE)
     price_min: float | None = Field(default=None, ge=0, le=MAX_PRICE)  # EUR
@@ -42,7 +42,7 @@ class Product(Event):
     product_id: str = Field(min_length=1, max_length=100)
     title: str = Field(min_length=1, max_length=300, pattern=SAID)
     description: str = Field(default="", max_length=5_000)
-    category: Category
+    category: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)
     brand: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)
     colour: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)
     price: float = Field(gt=0, le=MAX_PRICE)  # EUR
@@ -61,7 +61,7 @@ class Feedback(Event):
     shopper_id: str = Field(min_length=1, max_length=100)
     query_text: str = Field(min_length=1)  # normalised
     product_id: str = Field(min_length=1, max_length=100)
-    category: Category  # of the product
+    category: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)  # of the product
     purchase: bool = False
     position: Whole = Field(ge=1)  # among all results, from the first page on
     weight: float = Field(gt=0, default=1.0)  # as the answer gave it to this hit

@@ -11,7 +11,7 @@ from scipy.special import ndtri
 from common.clock import DAY, HOUR, MINUTE, SECOND
 from common.errors import BadRecord, BadSetting, NotFound
 from common.system import Arrival, Rows
-from systems.search.config import CATEGORIES, DEVICES, DRIFTS, Category, Config, Device
+from systems.search.config import CATEGORIES, DEVICES, DRIFTS, Config, Device
 from systems.search.data.catalogue import NEVER, Array, Catalogue, Flags, Ints, catalogue
 from systems.search.data.events import Feedback, Product, Query, Results, normalise
 from systems.search.data.intents import HIGH, LOW, MIDDLE, Intents, intents
@@ -212,7 +212,7 @@ class ShopWorld:
             shopper_id=query.shopper_id,
             query_text=normalise(query.text),
             product_id=self._products[product],
-            category=cast(Category, CATEGORIES[self._shop.language.category[self._shop.kind[product]]]),
+            category=CATEGORIES[self._shop.language.category[self._shop.kind[product]]],
             position=position,
             weight=weight,
         )
@@ -244,7 +244,7 @@ class ShopWorld:
                 shopper_id=f"shopper-{asked.shopper[i]:05d}",
                 text=asked.text[i],
                 device=cast(Device, DEVICES[asked.shoppers.phone[asked.shopper[i]]]),
-                category=cast("Category | None", category),
+                category=category,
                 brand=spoken.values[BRAND][wish[BRAND]] if filtered[BRAND] else None,
                 colour=forms(COLOUR, spoken.values[COLOUR][wish[COLOUR]])[0] if filtered[COLOUR] else None,
                 price_min=low if budget == MIDDLE else high if budget == HIGH else None,
@@ -265,7 +265,7 @@ class ShopWorld:
                 product_id=self._products[p],
                 title=shop.titles[p],
                 description=shop.descriptions[p],
-                category=cast(Category, CATEGORIES[spoken.category[shop.kind[p]]]),
+                category=CATEGORIES[spoken.category[shop.kind[p]]],
                 brand=value[BRAND],
                 colour=value[COLOUR],
                 price=round(float(shop.price[p, on_sale[i]]), 2),
