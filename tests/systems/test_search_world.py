@@ -130,7 +130,7 @@ def test_feedback_carries_the_keys_and_the_time_of_its_query_and_comes_before_th
             assert query.event_timestamp == event.event_timestamp < at <= query.event_timestamp + CONFIG.label_delay
             assert (event.shopper_id, event.query_text) == (query.shopper_id, normalise(query.text))
             assert event.category == sold[event.product_id].category
-            assert shown[event.query_id][event.position - 1] == event.product_id
+            assert shown[event.query_id][event.rank - 1] == event.product_id
 
 
 def test_nobody_takes_longer_to_decide_than_labels_are_waited_for() -> None:
@@ -177,7 +177,7 @@ def test_the_same_product_is_clicked_less_where_fewer_look_and_least_on_small_sc
     for event in of_kind(Feedback, shop.arrivals(START + 40 * DAY)):
         if event.query_id in target and not event.purchase:
             query, product = target[event.query_id]
-            clicks[query.device, event.position] += event.product_id == product
+            clicks[query.device, event.rank] += event.product_id == product
     ratios = [clicks[device, 6] / clicks[device, 1] for device in ("desktop", "phone")]
     for ratio, steepness in zip(ratios, CONFIG.examined, strict=True):
         assert abs(ratio / 6**-steepness - 1) < 0.25
@@ -198,7 +198,7 @@ def test_the_next_page_goes_on_where_the_first_one_ended() -> None:
     asked = of_kind(Query, shop.arrivals(START + 20 * DAY))
     later = [q.model_copy(update={"page": 2, "page_size": 2}) for q in asked]
     shop.react([(q, results(r[:2])) for q, r in zip(later, shop.best(asked), strict=True)])
-    assert {f.position for f in of_kind(Feedback, shop.arrivals(START + 30 * DAY))} == {3, 4}
+    assert {f.rank for f in of_kind(Feedback, shop.arrivals(START + 30 * DAY))} == {3, 4}
 
 
 def test_clicks_follow_relevance_and_looks_purchases_follow_quality() -> None:
@@ -583,7 +583,7 @@ QUERY, PRODUCT, FEEDBACK = (example.model_dump() for example in EXAMPLES)
         (Product, PRODUCT, "title", " ", "match pattern"),
         (Product, PRODUCT, "price", 0.0, "greater than 0"),
         (Product, PRODUCT, "category", "c" * 101, "at most 100"),
-        (Feedback, FEEDBACK, "position", 0, "greater than or equal to 1"),
+        (Feedback, FEEDBACK, "rank", 0, "greater than or equal to 1"),
     ],
 )
 def test_a_bad_field_is_refused_with_field_rule_and_value(

@@ -1,9 +1,9 @@
 """What the service hears and says: queries, their results, products as they are and change, clicks and purchases."""
 
 import unicodedata
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.schema import Event, Record, Whole
 from common.system import Answer
@@ -35,6 +35,12 @@ class Query(Event):
     page: Whole = Field(default=1, ge=1, le=50)
     page_size: Whole = Field(default=20, ge=1, le=50)
 
+    @model_validator(mode="after")
+    def _ends_in_order(self) -> Self:
+        if self.price_min is not None and self.price_max is not None and self.price_min > self.price_max:
+            raise ValueError("price_max: must be price_min or more")
+        return self
+
 
 class Product(Event):
     """A product as it is from now on: listed for the first time, or changed."""
@@ -63,14 +69,19 @@ class Feedback(Event):
     product_id: str = Field(min_length=1, max_length=100)
     category: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)  # of the product
     purchase: bool = False
-    position: Whole = Field(ge=1)  # among all results, from the first page on
+    rank: Whole = Field(ge=1)  # among all results, from the first page on
     weight: float = Field(gt=0, default=1.0)  # as the answer gave it to this hit
 
 
 class Hit(Record):
-    """A product found."""
+    """A product found, as it was then."""
 
     product_id: str
+    title: str = ""
+    category: str = ""
+    brand: str = ""
+    colour: str = ""
+    price: float | None = None  # EUR
     score: float
     why: tuple[str, ...] = ()  # words that matched
     weight: float = Field(gt=0, default=1.0)  # of a click here: 1 / estimated propensity of being examined
@@ -90,7 +101,9 @@ class Results(Answer):
     hits: tuple[Hit, ...]
     total: int = Field(ge=0)  # on all pages
     corrected: str | None = None  # the text that was searched for instead
+    rescue: str | None = None  # what was given up because nothing was found: words, or filters
     facets: tuple[Facet, ...] = ()
+    swapped: int = Field(ge=0, default=0)  # position of a hit that changed places with the next one; 0: none did
 
 
 EXAMPLES = (
@@ -107,6 +120,6 @@ EXAMPLES = (
     Feedback(
         event_id="query-1.click.product-1", event_timestamp=1_767_225_600_000_000, query_id="query-1",
         shopper_id="shopper-1", query_text="gray leather couch", product_id="product-1", category="furniture",
-        position=3,
+        rank=3,
     ),
 )  # fmt: skip

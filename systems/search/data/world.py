@@ -213,7 +213,7 @@ class ShopWorld:
             query_text=normalise(query.text),
             product_id=self._products[product],
             category=CATEGORIES[self._shop.language.category[self._shop.kind[product]]],
-            position=position,
+            rank=position,
             weight=weight,
         )
         heapq.heappush(self._pending, (max(at, self._now), feedback.event_id, feedback))
