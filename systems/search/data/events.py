@@ -1,5 +1,6 @@
 """What the service hears and says: queries, their results, products as they are and change, clicks and purchases."""
 
+import re
 import unicodedata
 from typing import Final, Literal, Self
 
@@ -13,6 +14,7 @@ LONGEST = 200  # characters of a query
 PRINTABLE: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"  # no control characters
 SAID: Final = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"  # and not blank
 MAX_PRICE = 1e6  # EUR
+PRIVATE: Final = re.compile(r"\S+@\S+\.\S+|\d(?:[ -]?\d){14,18}")
 
 
 def normalise(text: str) -> str:
@@ -40,6 +42,12 @@ class Query(Event):
         if self.price_min is not None and self.price_max is not None and self.price_min > self.price_max:
             raise ValueError("price_max: must be price_min or more")
         return self
+
+
+def redacted(query: Query) -> Query:
+    """Without what people paste by mistake: mail addresses, the numbers of cards."""
+    text = PRIVATE.sub("#", query.text)
+    return query if text == query.text else query.model_copy(update={"text": text})
 
 
 class Product(Event):

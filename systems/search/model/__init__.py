@@ -1,1 +1,5 @@
-"""How documents are found and ordered: a lexical index, a dense one, and their fusion."""
+"""How products are found and ordered: by words, by vectors, both fused, and ranked by what shoppers clicked."""
+
+from systems.search.model.searcher import Found, Library, Plain, Searcher, load
+
+__all__ = ["Found", "Library", "Plain", "Searcher", "load"]

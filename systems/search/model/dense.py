@@ -129,6 +129,25 @@ class DenseIndex:
         return cls(faiss.read_index(str(folder / FILE)))
 
 
+class NoVectors(DenseIndex):
+    """In the place of a `DenseIndex` where words alone are searched; nothing is near to anything."""
+
+    def __init__(self) -> None:
+        self._later = np.zeros((0, 0), np.float32)
+
+    def __len__(self) -> int:
+        return 0
+
+    def extended(self, vectors: Floats) -> "NoVectors":
+        return self
+
+    def nearest(self, query: Floats, k: int, allowed: Flags, exact: bool) -> Places:
+        return np.zeros(0, np.int64)
+
+    def similarity(self, places: Places, query: Floats) -> Floats:
+        return np.zeros(len(places), np.float32)
+
+
 def best(scores: NDArray[np.number], k: int) -> Places:
     """Places of the k highest, the highest first; of equal ones the first."""
     if len(scores) > k:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from common.schema import arrow_schema
-from systems.search.data.events import Product
+from systems.search.data.events import Hit, Product
 from systems.search.model.lexical import Analyser, Document
 
 Array = NDArray[np.float64]
@@ -124,6 +124,20 @@ class Documents:
         values, owner = self.values.take(places)
         hits = np.bincount(owner[np.isin(values, said)], minlength=len(places))
         return np.asarray(hits / np.maximum(self.values.starts[places + 1] - self.values.starts[places], 1))
+
+    def hit(self, place: int, score: float, price: float, said: Sequence[tuple[str, int]]) -> Hit:
+        """said: the words of a query, each with the number of its term."""
+        has = {*self.titles.row(place).tolist(), *self.others.row(place).tolist()}
+        why = tuple(word for word, term in said if term in has)
+        title, category, brand, colour = (column[place] for column in self._shown)
+        return Hit(
+            product_id=self.ids[place], title=title, category=category, brand=brand, colour=colour, price=price,
+            score=score, why=why,
+        )  # fmt: skip
+
+    @cached_property
+    def _shown(self) -> list[list[str]]:
+        return [self.table[name].to_pylist() for name in ("title", "category", "brand", "colour")]
 
     @cached_property
     def ids(self) -> list[str]:

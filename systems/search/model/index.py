@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -22,8 +21,8 @@ from common.encoder.weights import Floats
 from common.features.view import Times, ints, numbers
 from common.system import Rows
 from systems.search.config import Config
-from systems.search.data.events import Query, normalise
-from systems.search.model.dense import DenseIndex, Flags, Places, best
+from systems.search.data.events import Hit, Query, normalise
+from systems.search.model.dense import DenseIndex, Flags, NoVectors, Places, best
 from systems.search.model.documents import TOLD, Documents, Lists, Shelf, words_of
 from systems.search.model.lexical import Analyser, LexicalIndex
 from systems.search.model.retrieval import Near, Note, Part, Stock, search, table, understood
@@ -34,16 +33,35 @@ TOGETHER: Final = 256  # queries that are compared with all vectors at once
 MARKED: Final = 3  # tokens of a word that the encoder knows as a whole: it, and the marks of beginning and end
 
 
+class Encodes(Protocol):
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def encode(self, texts: Sequence[str]) -> Floats: ...
+    def save(self, folder: Path) -> None: ...
+
+
+class Mute:
+    """An encoder without vectors: words alone are searched."""
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[] for _ in texts]
+
+    def encode(self, texts: Sequence[str]) -> Floats:
+        return np.zeros((len(texts), 0), np.float32)
+
+    def save(self, folder: Path) -> None:
+        """There is nothing to save."""
+
+
 class Index:
     """Thread-safe; what is heard is seen by the next search as a whole."""
 
-    def __init__(self, config: Config, encoder: Encoder, stock: Stock) -> None:
+    def __init__(self, config: Config, encoder: Encodes, stock: Stock) -> None:
         self.config, self._encoder, self._stock = config, encoder, stock
         self._writing = Lock()
         self._vectors = Vectors(encoder)
 
     @classmethod
-    def build(cls, config: Config, products: pa.Table, encoder: Encoder, queries: pa.Table | None = None) -> Self:
+    def build(cls, config: Config, products: pa.Table, encoder: Encodes, queries: pa.Table | None = None) -> Self:
         """Of logged products, in the order of the log; of queries it is learnt which words are no slips."""
         none = Documents.none()
         last, listed_at = _latest(products)
@@ -52,30 +70,26 @@ class Index:
         shelf.put(np.arange(len(documents)), numbers(last["price"]), _flags(last["available"]))
         words = Counter(words_of(last)) + Counter(_often_asked(config, queries))
         lexical = LexicalIndex.build(documents.terms(range(len(documents))), _repeats(config), config.k1, config.b)
-        dense = DenseIndex.build(encoder.encode(documents.texts()))
-        head = int(pc.max(products["position"]).as_py() or 0)
-        stock = Stock(documents, lexical, dense, shelf, Speller(words, _knows(encoder)), head)
+        vectors = encoder.encode(documents.texts())
+        dense = DenseIndex.build(vectors) if vectors.shape[1] else NoVectors()
+        stock = Stock(documents, lexical, dense, shelf, Speller(words, _knows(encoder)))
         return cls(config, encoder, stock)
+
+    def copy(self) -> "Index":
+        """One that knows the same, and may hear of more."""
+        return Index(self.config, self._encoder, self._stock)
 
     def __len__(self) -> int:
         """Products that can be found."""
         return int(self._stock.shelf.live.sum())
 
-    @property
-    def head(self) -> int:
-        """The position in the log up to which products are known."""
-        return self._stock.head
-
     def hear(self, products: pa.Table) -> None:
-        """Later products, in the order of the log; those up to `head` are known and passed over."""
+        """Later products, in the order of the log. The last word on each counts: to hear it again does no harm."""
         with self._writing:
             self._stock = self._after(self._stock, products)
 
     def _after(self, stock: Stock, products: pa.Table) -> Stock:
-        new = products.filter(pc.greater(products["position"], stock.head))
-        if not new.num_rows:
-            return stock
-        last, listed_at = _latest(new)
+        last, listed_at = _latest(products)
         known = [stock.documents.place.get(name, -1) for name in last["product_id"].to_pylist()]
         before = np.array(known, np.int64)
         same = before >= 0
@@ -98,7 +112,7 @@ class Index:
         places = before.copy()
         places[~same] = np.arange(len(documents) - fresh.num_rows, len(documents))
         shelf.put(places, numbers(last["price"]), _flags(last["available"]))
-        return Stock(documents, lexical, dense, shelf, speller, int(pc.max(new["position"]).as_py()))
+        return Stock(documents, lexical, dense, shelf, speller)
 
     def find(self, queries: Sequence[Query]) -> Rows:
         """The candidates of each query in the first order, with a Note each."""
@@ -113,6 +127,22 @@ class Index:
         pairs = zip(queries, said, strict=True)
         parts = [search(self.config, stock, analyser, query, one, near, facets=True) for query, one in pairs]
         return _rows(stock, queries, parts, [part.note for part in parts])
+
+    def hits(
+        self, query: Query, note: Note, ids: Sequence[str], scores: Sequence[float], prices: Sequence[float]
+    ) -> tuple[Hit, ...]:
+        """Of the products of a page; those that came after the candidates have no score of their own."""
+        stock, analyser = self._stock, Analyser()
+        told = {analyser.stem(word): word for word in analyser.words(note.corrected or query.text)}
+        said = [(told.get(term, term), stock.documents.vocabulary.get(term, -1)) for term in note.terms]
+        room = query.page_size - len(ids)
+        later = note.deeper[:room]
+        places = [stock.documents.place[name] for name in (*ids, *later)]
+        costs = [*prices, *stock.shelf.price[places[len(ids) :]].tolist()]
+        return tuple(
+            stock.documents.hit(place, score, price, said)
+            for place, score, price in zip(places, [*scores, *[0.0] * len(later)], costs, strict=True)
+        )
 
     def replay(
         self,
@@ -173,7 +203,7 @@ class Index:
         pq.write_table(kept, folder / "products.parquet")
         np.savez(folder / "terms.npz", *documents.titles, *documents.others)
         np.save(folder / "later.npy", stock.dense.later())
-        about = {"head": stock.head, "vocabulary": list(documents.vocabulary), "words": stock.speller.counts}
+        about = {"vocabulary": list(documents.vocabulary), "words": stock.speller.counts}
         (folder / "index.json").write_text(json.dumps(about), "utf-8")
         stock.lexical.save(folder / "lexical")
         stock.dense.save(folder)
@@ -197,13 +227,13 @@ class Index:
         shelf.put(np.arange(len(documents)), numbers(kept["price"]), _flags(kept["live"]))
         speller = Speller(about["words"], _knows(encoder))
         dense = built.extended(np.load(folder / "later.npy"))
-        return cls(config, encoder, Stock(documents, lexical, dense, shelf, speller, about["head"]))
+        return cls(config, encoder, Stock(documents, lexical, dense, shelf, speller))
 
 
 class Vectors:
     """Of texts, the latest ones remembered; thread-safe."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encodes) -> None:
         self._encoder, self._known, self._changing = encoder, dict[str, Floats](), Lock()
 
     def __call__(self, texts: Sequence[str]) -> dict[str, Floats]:
@@ -242,7 +272,7 @@ def _often_asked(config: Config, queries: pa.Table | None) -> dict[str, int]:
     return {word: count for word, count in shoppers.items() if count >= config.left_alone}
 
 
-def _knows(encoder: Encoder) -> Callable[[str], bool]:
+def _knows(encoder: Encodes) -> Callable[[str], bool]:
     return lambda word: len(encoder.tokens([word])[0]) == MARKED
 
 
@@ -264,6 +294,6 @@ def _with_shown(rows: Rows, shown: Sequence[Mapping[str, int]]) -> pa.Table:
     owner = np.repeat(np.arange(len(shown)), np.diff(rows.offsets)).tolist()
     position = np.array([shown[q].get(name, 0) for q, name in zip(owner, ids, strict=True)], np.float64)
     columns = rows.columns
-    for name, column in (("shown", (position > 0).astype(np.float64)), ("position", position)):
+    for name, column in (("shown", (position > 0).astype(np.float64)), ("rank", position)):
         columns = columns.set_column(columns.column_names.index(name), name, pa.array(column))
     return columns

@@ -26,7 +26,7 @@ NUMBERS: Final = (
     "lexical", "lexical_title", "lexical_all", "dense", "fused", "brand_said", "colour_said", "attribute_said",
     "other_brand_said", "other_colour_said", "price", "price_rank", "age_days", "title_words", "query_words",
     "unknown_words", "is_corrected", "filters", "best_lexical", "best_dense", "results", "is_phone", "shown",
-    "position",
+    "rank",
 )  # fmt: skip
 
 
@@ -42,6 +42,9 @@ class Note:
     terms: tuple[str, ...]  # of the query
 
 
+NO_NOTE: Final = Note(None, 0, (), None, (), ())
+
+
 @dataclass(frozen=True)
 class Stock:
     """All that a search reads, up to one event of the log; never changed, so whoever holds it sees one moment."""
@@ -51,7 +54,6 @@ class Stock:
     dense: DenseIndex
     shelf: Shelf
     speller: Speller
-    head: int  # position in the log
 
 
 class Said(NamedTuple):
@@ -219,7 +221,7 @@ def _numbers(
         "best_dense": hits.dense.max(initial=-1.0),
         "is_phone": query.device == "phone",
         "shown": 0.0,
-        "position": 0.0,
+        "rank": 0.0,
     }
 
 

@@ -1,8 +1,6 @@
 """From a ranking to a page of results; what is answered when no ranking can be had; the ways in of a shop."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -10,7 +8,7 @@ import numpy as np
 
 from common.features.view import Array
 from common.schema import Record
-from common.system import Intake, Losses, Lookup, Page, Route
+from common.system import Intake, Lookup, Losses, Page, Route
 from systems.search.config import Config
 from systems.search.data import Product, Query, Results, ShopWorld
 from systems.search.model import Found, Searcher
