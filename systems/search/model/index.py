@@ -27,6 +27,7 @@ from systems.search.model.documents import TOLD, Documents, Lists, Shelf, words_
 from systems.search.model.lexical import Analyser, LexicalIndex
 from systems.search.model.retrieval import Near, Note, Part, Stock, search, table, understood
 from systems.search.model.spelling import Speller
+from systems.search.model.suggest import Suggester, asked_often
 
 REMEMBERED: Final = 4_096  # vectors of texts
 TOGETHER: Final = 256  # queries that are compared with all vectors at once
@@ -55,14 +56,19 @@ class Mute:
 class Index:
     """Thread-safe; what is heard is seen by the next search as a whole."""
 
-    def __init__(self, config: Config, encoder: Encodes, stock: Stock) -> None:
+    def __init__(self, config: Config, encoder: Encodes, stock: Stock, asked: Mapping[str, int]) -> None:
+        """asked: normalised texts that may be suggested, by how many shoppers asked for them."""
         self.config, self._encoder, self._stock = config, encoder, stock
+        documents, live = stock.documents, pa.array(stock.shelf.live)
+        names = [*documents.categories[1], *documents.brands[1].names]
+        titles = documents.table["title"].filter(live).to_pylist()
+        self._suggester = Suggester(asked, names, titles, stock.speller.counts)
         self._writing = Lock()
         self._vectors = Vectors(encoder)
 
     @classmethod
     def build(cls, config: Config, products: pa.Table, encoder: Encodes, queries: pa.Table | None = None) -> Self:
-        """Of logged products, in the order of the log; of queries it is learnt which words are no slips."""
+        """Of logged products, in the order of the log; of queries it is learnt what may be suggested and is no slip."""
         none = Documents.none()
         last, listed_at = _latest(products)
         documents = none.extended(last)
@@ -73,11 +79,11 @@ class Index:
         vectors = encoder.encode(documents.texts())
         dense = DenseIndex.build(vectors) if vectors.shape[1] else NoVectors()
         stock = Stock(documents, lexical, dense, shelf, Speller(words, _knows(encoder)))
-        return cls(config, encoder, stock)
+        return cls(config, encoder, stock, {} if queries is None else asked_often(queries, config.asked_by))
 
     def copy(self) -> "Index":
         """One that knows the same, and may hear of more."""
-        return Index(self.config, self._encoder, self._stock)
+        return Index(self.config, self._encoder, self._stock, self._suggester.asked)
 
     def __len__(self) -> int:
         """Products that can be found."""
@@ -144,6 +150,10 @@ class Index:
             for place, score, price in zip(places, [*scores, *[0.0] * len(later)], costs, strict=True)
         )
 
+    def suggest(self, prefix: str, n: int = 8) -> list[str]:
+        """How it may go on. Products that were heard of later are not among it."""
+        return self._suggester(prefix, n, self._stock.speller.correct)
+
     def replay(
         self,
         queries: Sequence[Query],
@@ -203,7 +213,11 @@ class Index:
         pq.write_table(kept, folder / "products.parquet")
         np.savez(folder / "terms.npz", *documents.titles, *documents.others)
         np.save(folder / "later.npy", stock.dense.later())
-        about = {"vocabulary": list(documents.vocabulary), "words": stock.speller.counts}
+        about = {
+            "vocabulary": list(documents.vocabulary),
+            "words": stock.speller.counts,
+            "asked": self._suggester.asked,
+        }
         (folder / "index.json").write_text(json.dumps(about), "utf-8")
         stock.lexical.save(folder / "lexical")
         stock.dense.save(folder)
@@ -227,7 +241,7 @@ class Index:
         shelf.put(np.arange(len(documents)), numbers(kept["price"]), _flags(kept["live"]))
         speller = Speller(about["words"], _knows(encoder))
         dense = built.extended(np.load(folder / "later.npy"))
-        return cls(config, encoder, Stock(documents, lexical, dense, shelf, speller))
+        return cls(config, encoder, Stock(documents, lexical, dense, shelf, speller), about["asked"])
 
 
 class Vectors:
