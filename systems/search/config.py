@@ -98,7 +98,12 @@ class Config:
     head_share: float = 0.33  # of queries, those of the most frequent texts
     tail_count: int = 2  # texts asked so often at most, or less, while the world lasts
     new_days: float = 14.0  # a product is new for so long
+
+    # The judgement
     label_delay: int = DAY  # us; all clicks and purchases have come by then
+    validation_days: int = 7
+    test_days: int = 7
+    retrain_days: int = 4  # on so many a model is judged that is made in a hurry
 
 
 FULL = Config(days=120, history_days=90, categories=10, products=20_000, shoppers=8_000, queries_per_day=600.0)

@@ -1,6 +1,6 @@
 """The whole of a version: an index, a ranker of what it finds, and what a click on each place counts for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -169,7 +169,7 @@ class Library:
             self._index, self._of = Index.build(self.config, products, self.encoder, queries), of
         return self._index.copy()
 
-    def replay(self, asked: pa.Table, events: dict[str, pa.Table]) -> Rows:
+    def replay(self, asked: pa.Table, events: Mapping[str, pa.Table]) -> Rows:
         """The rows of logged queries as of their time, and which of them were shown where."""
         wanted = set(asked["event_id"].to_pylist())
         said = events[Answered.__name__].select(["request_id", "answer"]).to_pylist()
