@@ -54,21 +54,26 @@ class Follower:
         if self._thread is not None:
             self._thread.join()
 
-    def _step(self, live: Live) -> None:
+    def step(self, live: Live) -> None:
+        """Tell each live version what it has not heard."""
         models = {id(loaded.model): loaded.model for loaded in live.current.models.values()}
         self._heads = {
             key: bring(self._system, self._log, model, self._heads.get(key, 0)) for key, model in models.items()
         }
 
+    def try_step(self, live: Live) -> None:
+        """The same; whatever happens is said once, and tried again."""
+        problem = ""
+        try:
+            self.step(live)
+        except Exception as error:  # whatever it is, what is told later is to be heard
+            problem = f"{error}" if isinstance(error, PlatformError) else repr(error)
+        if problem != self._problem:
+            self._say(f"{self._system.name}: {problem or 'versions hear what is new again'}")
+        self._problem = problem
+
     def _run(self, live: Live) -> None:
         while not self._closed:
-            problem = ""
-            try:
-                self._step(live)
-            except Exception as error:  # whatever it is, what is told later is to be heard
-                problem = f"{error}" if isinstance(error, PlatformError) else repr(error)
-            if problem != self._problem:
-                self._say(f"{self._system.name}: {problem or 'versions hear what is new again'}")
-            self._problem = problem
+            self.try_step(live)
             self._new.wait(OFTEN)
             self._new.clear()
