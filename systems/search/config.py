@@ -94,6 +94,22 @@ class Config:
     # The answer
     swapped: float = 0.1  # share of first pages on which two neighbours change places
 
+    # The ranker
+    steepness: float = 1.0  # rank r is looked at with chance r ** -steepness: what is thought before clicks tell
+    steepness_spread: float = 0.5  # standard deviation of that thought
+    most_weight: float = 10.0  # of a click, as a multiple of one at the first rank
+    learned_from: int = 40  # candidates of a query, whether they were shown or not
+    seed: int = 0
+    threads: int = 1  # of LightGBM: another number sums in another order
+    trees: int = 400  # at most
+    patience: int = 20  # trees without improvement
+    learning_rate: float = 0.1
+    max_bin: int = 63  # values of a feature that trees tell apart
+    num_leaves: int = 15
+    min_data_in_leaf: int = 50
+    feature_fraction: float = 0.5
+    lambda_l2: float = 5.0
+
     # The segments
     head_share: float = 0.33  # of queries, those of the most frequent texts
     tail_count: int = 2  # texts asked so often at most, or less, while the world lasts

@@ -1,7 +1,8 @@
 """What is known of a product for a query an instant before it is answered.
 
 Retrieval tells how well they match; the views tell what shoppers did before. There is no event for a product that was
-shown, so clicks are counted by their weight, 1 / the chance that anybody looked, and set against how often was asked.
+merely shown, so clicks are counted by their weight, 1 / the chance that anybody looked, and set against how often was
+asked.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ import numpy as np
 from common.clock import DAY
 from common.features.view import Aggregation, Array, FeatureView, Kind, OnDemand
 from systems.search.data import Feedback, Query
+
+PRIOR: Final = 5.0  # of queries, or clicks, that are made up so that few say little
 
 
 def _over(kind: Kind, column: str | None, *days: int) -> tuple[Aggregation, ...]:
@@ -32,6 +35,69 @@ VIEWS = (
     FeatureView(
         name="aisle", source=Feedback, entity=("query_text", "category"), aggregations=_over("sum", "weight", 90)
     ),
-    FeatureView(name="query", source=Feedback, entity=("query_text",), aggregations=_over("sum", "weight", 90)),
-    FeatureView(name="asked", source=Query, entity=("text",), aggregations=_over("count", None, 30, 90)),
+    FeatureView(name="clicks", source=Feedback, entity=("query_text",), aggregations=_over("sum", "weight", 90)),
+    FeatureView(name="asked", source=Query, entity=("text",), aggregations=_over("count", None, 90)),
+)  # fmt: skip
+
+Columns = Mapping[str, Array]
+
+
+def lexical_share(c: Columns) -> Array:
+    """Of the best BM25 of the query."""
+    return np.asarray(c["lexical"] / np.maximum(c["best_lexical"], 1e-9))
+
+
+def dense_gap(c: Columns) -> Array:
+    return np.asarray(c["dense"] - c["best_dense"])
+
+
+def click_rate(c: Columns) -> Array:
+    """Clicks on the product per time that the text was asked."""
+    return c["pair.sum_weight_90d"] / (c["asked.count_90d"] + PRIOR)
+
+
+def click_share(c: Columns) -> Array:
+    """The product's of all clicks after the text."""
+    return c["pair.sum_weight_90d"] / (c["clicks.sum_weight_90d"] + PRIOR)
+
+
+def aisle_share(c: Columns) -> Array:
+    """Its category's of all clicks after the text; NaN: there were none."""
+    clicks = c["clicks.sum_weight_90d"]
+    return np.asarray(c["aisle.sum_weight_90d"] / np.where(clicks > 0, clicks, np.nan))
+
+
+def bought_rate(c: Columns) -> Array:
+    """Purchases of the product per click on it."""
+    return c["product.sum_purchase_90d"] / (c["product.sum_weight_90d"] + PRIOR)
+
+
+def _same(name: str) -> OnDemand:
+    """A column as it is."""
+
+    def column(c: Columns) -> Array:
+        return c[name]
+
+    return OnDemand(name=name, inputs=(name,), version=1, compute=column)
+
+
+def _on_demand(compute: Callable[[Columns], Array], *inputs: str, version: int = 1) -> OnDemand:
+    return OnDemand(name=compute.__name__, inputs=inputs, version=version, compute=compute)
+
+
+ON_DEMAND = (
+    *map(
+        _same,
+        (
+            "lexical", "lexical_title", "lexical_all", "dense", "fused", "brand_said", "colour_said", "attribute_said",
+            "other_brand_said", "other_colour_said", "price", "price_rank", "age_days", "title_words", "query_words",
+            "unknown_words", "is_corrected", "filters", "best_lexical", "best_dense", "results", "is_phone",
+        ),
+    ),
+    _on_demand(lexical_share, "lexical", "best_lexical"),
+    _on_demand(dense_gap, "dense", "best_dense"),
+    _on_demand(click_rate, "pair.sum_weight_90d", "asked.count_90d"),
+    _on_demand(click_share, "pair.sum_weight_90d", "clicks.sum_weight_90d"),
+    _on_demand(aisle_share, "aisle.sum_weight_90d", "clicks.sum_weight_90d"),
+    _on_demand(bought_rate, "product.sum_purchase_90d", "product.sum_weight_90d"),
 )  # fmt: skip

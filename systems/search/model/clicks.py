@@ -27,19 +27,20 @@ class Examination:
 
     desktop: float
     phone: float
+    most_weight: float  # of a click, as a multiple of one at the first rank: no single one is to decide
 
     def chance(self, rank: Array, is_phone: Array) -> Array:
         """rank: 1 is the first of all pages; (n,) each -> (n,)."""
         return np.asarray(np.maximum(rank, 1) ** -np.where(is_phone > 0, self.phone, self.desktop))
 
-    def weights(self, config: Config, rank: Array, is_phone: Array) -> Array:
-        """What a click there counts for, (n,); clipped, so that no single one decides."""
-        return np.asarray(np.minimum(1 / self.chance(rank, is_phone), config.most_weight))
+    def weights(self, rank: Array, is_phone: Array) -> Array:
+        """What a click there counts for, (n,): 1 / chance, clipped."""
+        return np.asarray(np.minimum(1 / self.chance(rank, is_phone), self.most_weight))
 
 
 def assumed(config: Config) -> Examination:
     """Before any click has told."""
-    return Examination(config.steepness, config.steepness)
+    return Examination(config.steepness, config.steepness, config.most_weight)
 
 
 def swap(config: Config, luck: float, size: int) -> int:
@@ -58,7 +59,7 @@ def swap(config: Config, luck: float, size: int) -> int:
 def estimate(config: Config, examples: Examples[Query]) -> Examination:
     """From the pages of which clicks are known."""
     columns = examples.rows.columns
-    rank = numbers(columns["position"]).astype(np.int64)
+    rank = numbers(columns["rank"]).astype(np.int64)
     usable = (examples.weights > 0) & (rank >= 1) & (rank <= RANKS)
     place = before_swaps(rank, _swapped(examples)[examples.rows.owner])
     clicked, is_phone = examples.labels > 0, numbers(columns["is_phone"]) > 0
@@ -66,7 +67,7 @@ def estimate(config: Config, examples: Examples[Query]) -> Examination:
         steepness(config, *(values[usable & (is_phone == device)] for values in (place, rank, clicked)))
         for device in (False, True)
     )
-    return Examination(desktop, phone)
+    return Examination(desktop, phone, config.most_weight)
 
 
 def steepness(config: Config, place: Ints, rank: Ints, clicked: Flags) -> float:
