@@ -92,7 +92,7 @@ class Config:
     left_alone: int = 10  # times that a word must have been asked to be taken for meant
 
     # The answer
-    swapped: float = 0.1  # share of first pages on which two neighbours change places
+    swapped: float = 0.1  # share of first pages on which the first hit changes places with another
 
     # The ranker
     steepness: float = 1.0  # rank r is looked at with chance r ** -steepness: what is thought before clicks tell

@@ -20,7 +20,7 @@ PRIOR: Final = 5.0  # of queries, or clicks, that are made up so that few say li
 def _over(kind: Kind, column: str | None, *days: int) -> tuple[Aggregation, ...]:
     """One aggregation per window, named after it: "count_30d"."""
     what = f"{kind}_{column}" if column else kind
-    return tuple(Aggregation(name=f"{what}_{d}d", kind=kind, column=column, window=d * DAY) for d in days)
+    return tuple(Aggregation(name=f"{what}_{d}d", kind=kind, column=column, window=d * DAY, tile=DAY) for d in days)
 
 
 VIEWS = (

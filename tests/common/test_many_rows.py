@@ -134,10 +134,9 @@ class Market:
     def react(self, answered: Sequence[tuple[Ask, Offer]]) -> None:
         for ask, offer in answered:
             if "cherry" in offer.fruit:
-                bite = Bite(
-                    event_id=f"bite-{ask.event_id}", event_timestamp=ask.event_timestamp, ask=ask.event_id, fruit="cherry"
-                )  # fmt: skip
-                self._waiting.append(Arrival(max(self._now, ask.event_timestamp + 1), bite))
+                at = ask.event_timestamp
+                bite = Bite(event_id=f"bite-{ask.event_id}", event_timestamp=at, ask=ask.event_id, fruit="cherry")
+                self._waiting.append(Arrival(max(self._now, at + 1), bite))
 
 
 def lived(folder: Path, system: AnySystem, days: int = 10) -> tuple[EventLog, Journal]:

@@ -111,7 +111,7 @@ class Results(Answer):
     corrected: str | None = None  # the text that was searched for instead
     rescue: str | None = None  # what was given up because nothing was found: words, or filters
     facets: tuple[Facet, ...] = ()
-    swapped: int = Field(ge=0, default=0)  # position of a hit that changed places with the next one; 0: none did
+    swapped: int = Field(ge=0, default=0)  # rank of a hit that changed places with the first; 0: none did
 
 
 EXAMPLES = (

@@ -148,7 +148,7 @@ class Ranker:
         offsets = examples.rows.offsets
         told = np.flatnonzero(_any((seen > 0).astype(float), offsets) > 0)
         page = _any(clicks(looks, scores, seen, is_phone), offsets)[told]
-        any_click = _any(np.where(seen > 0, np.nan_to_num(examples.labels), 0), offsets)[told]
+        any_click = (_any(np.where(seen > 0, np.nan_to_num(examples.labels), 0), offsets)[told] > 0.5).astype(float)
         return cls(booster, examples.names, usual, looks, Calibration.fit(page, any_click))
 
 

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from systems.search.model.ranker import Ranker
 
 from common.encoder import making, weights
 from common.encoder.weights import Floats
@@ -18,6 +17,7 @@ from systems.search.config import SMALL, Config
 from systems.search.data import Hit, Query, Results, redacted
 from systems.search.data.catalogue import NEVER, catalogue
 from systems.search.model.index import Encodes, Index, Mute
+from systems.search.model.ranker import Ranker
 from systems.search.model.retrieval import NO_NOTE, Note
 
 SAMPLED: Final = 128  # products of our own shop, by whose texts it is seen how large the encoder's numbers become

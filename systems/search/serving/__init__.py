@@ -11,18 +11,19 @@ from common.schema import Record
 from common.system import Intake, Lookup, Losses, Page, Route
 from systems.search.config import Config
 from systems.search.data import Product, Query, Results, ShopWorld
-from systems.search.model import Found, Searcher
+from systems.search.model import Found, Searcher, swap
 
 PAGE: Final = Path(__file__).parent / "page.html"
 
 
 def decide(config: Config, query: Query, found: Found, luck: float) -> Results:
-    """The page that was asked for. On a share of the first pages two neighbours change places: only so is it seen how
-    much a place is worth, whatever stands there. A click counts for 1 / the chance that its place is looked at."""
-    hits, swapped = list(found.hits), 0
-    if query.page == 1 and len(hits) > 1 and luck < config.swapped:
-        swapped = 1 + int(luck / config.swapped * (len(hits) - 1))
-        hits[swapped - 1 : swapped + 1] = hits[swapped], hits[swapped - 1]
+    """The page that was asked for. On a share of the first pages the first hit changes places with another: only so is
+    it seen what a place is worth, whatever stands there. A click counts for 1 / the chance that its place is looked at.
+    """
+    hits = list(found.hits)
+    swapped = swap(config, luck, len(hits)) if query.page == 1 else 0
+    if swapped:
+        hits[0], hits[swapped - 1] = hits[swapped - 1], hits[0]
     weighted = (hit.model_copy(update={"weight": w}) for hit, w in zip(hits, found.weights, strict=True))
     return Results(
         hits=tuple(weighted), total=found.note.total, corrected=found.note.corrected, rescue=found.note.rescue,
