@@ -93,6 +93,13 @@ class Documents:
         table = pa.concat_tables([self.table, told.cast(self.table.schema)]).combine_chunks()
         return Documents(table, vocabulary, self.titles.joined(titles), self.others.joined(others))
 
+    def prepared(self) -> Self:
+        """With all that follows from it worked out, so that no search waits for that."""
+        for name, part in vars(type(self)).items():
+            if isinstance(part, cached_property):
+                getattr(self, name)
+        return self
+
     def terms(self, places: Iterable[int]) -> list[Document]:
         """Fields `title` and `other`."""
         words = list(self.vocabulary)

@@ -71,7 +71,7 @@ class Index:
         """Of logged products, in the order of the log; of queries it is learnt what may be suggested and is no slip."""
         none = Documents.none()
         last, listed_at = _latest(products)
-        documents = none.extended(last)
+        documents = none.extended(last).prepared()
         shelf = Shelf.bare(documents.categories[0], listed_at)
         shelf.put(np.arange(len(documents)), numbers(last["price"]), _flags(last["available"]))
         words = Counter(words_of(last)) + Counter(_often_asked(config, queries))
@@ -103,12 +103,12 @@ class Index:
         told = last.select(TOLD).filter(pa.array(same)).to_pylist()
         same[same] = [a == b for a, b in zip(old, told, strict=True)]
         fresh = last.filter(pa.array(~same))
-        listed_at = np.where(before >= 0, stock.shelf.listed_at[before], listed_at)
+        listed_at[before >= 0] = stock.shelf.listed_at[before[before >= 0]]
 
         documents, lexical, dense, speller = stock.documents, stock.lexical, stock.dense, stock.speller
         if fresh.num_rows:
             n = len(documents)
-            documents = documents.extended(fresh)
+            documents = documents.extended(fresh).prepared()
             lexical = lexical.extended(documents.terms(range(n, len(documents))), _repeats(self.config))
             dense = dense.extended(self._encoder.encode(documents.texts(n)))
             speller = speller.extended(words_of(fresh))
@@ -233,7 +233,7 @@ class Index:
         with np.load(folder / "terms.npz") as arrays:
             titles, others = Lists(arrays["arr_0"], arrays["arr_1"]), Lists(arrays["arr_2"], arrays["arr_3"])
         vocabulary = {term: i for i, term in enumerate(about["vocabulary"])}
-        documents = Documents(kept.select(TOLD), vocabulary, titles, others)
+        documents = Documents(kept.select(TOLD), vocabulary, titles, others).prepared()
         built = DenseIndex.load(folder)
         lexical = LexicalIndex.load(folder / "lexical")
         lexical = lexical.extended(documents.terms(range(len(built), len(documents))), _repeats(config))
