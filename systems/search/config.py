@@ -87,9 +87,9 @@ class Config:
     title_repeats: int = 2  # so often a term of the title counts
     candidates: int = 100  # rows of a query; as many are taken from each retriever
     lexical_weight: float = 0.75  # of BM25 in the first order; that of the vectors is the rest of 1
-    similarity_floor: float = 0.35  # cosine; what is less near is not found by its vector alone
+    similarity_floor: float = 0.3  # cosine; what is less near is not found by its vector alone
     asked_by: int = 3  # different shoppers, before others are told what was asked
-    left_alone: int = 10  # times that a word must have been asked to be taken for meant
+    left_alone: int = 10  # different shoppers who must ask for a word before it is taken for one
 
     # The answer
     swapped: float = 0.1  # share of first pages on which the first hit changes places with another

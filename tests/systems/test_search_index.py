@@ -473,6 +473,15 @@ def test_what_many_shoppers_ask_is_no_slip_and_may_be_meant() -> None:
     assert note(build(*SHOP, queries=few), "bootss leather").corrected == "boots leather"
 
 
+def test_a_slip_that_many_make_is_still_one_and_is_neither_meant_nor_suggested() -> None:
+    often = [(f"s{i}", "boots") for i in range(400)]
+    index = build(SHOP[3], queries=asked(*often, *((f"s{i}", "bootts") for i in range(15))))
+    assert note(index, "bootts").corrected == note(index, "bootrs").corrected == "boots"
+    assert index.suggest("boo") == ["boots"]
+    index = build(SHOP[3], queries=asked(*often, *((f"s{i}", "bootts") for i in range(30))))
+    assert note(index, "bootts").corrected is None
+
+
 def test_a_word_that_was_heard_of_is_known() -> None:
     index = build(*SHOP)
     index.hear(logged([product("x", "Zephyra wardrobe")], first=5))
@@ -480,7 +489,7 @@ def test_a_word_that_was_heard_of_is_known() -> None:
 
 
 def test_the_nearest_word_is_meant_and_of_those_the_most_frequent() -> None:
-    speller = Speller({"table": 5, "tablet": 9, "cables": 50, "tables": 1}, lambda word: False)
+    speller = Speller({"table": 5, "tablet": 9, "cables": 50, "tables": 1}, {}, lambda word: False)
     assert speller.correct("tabel") == "table"
     assert speller.correct("tablee") == "tablet"
     assert speller.extended({"tables": 50}).correct("tablee") == "tables"
@@ -509,7 +518,7 @@ def test_one_slip_behind_the_first_letter_is_always_seen(word: str, data: st.Dat
         word[:at] + word[at + 1 :], word[:at] + letter + word[at:], word[:at] + letter + word[at + 1 :],
         word[:at] + word[at + 1 : at + 2] + word[at] + word[at + 2 :],
     ]))  # fmt: skip
-    speller = Speller({word: 1}, lambda _: False)
+    speller = Speller({word: 1}, {}, lambda _: False)
     assert speller.correct(wrong) == (word if wrong != word else None)
 
 

@@ -62,7 +62,8 @@ class Index:
         documents, live = stock.documents, pa.array(stock.shelf.live)
         names = [*documents.categories[1], *documents.brands[1].names]
         titles = documents.table["title"].filter(live).to_pylist()
-        self._suggester = Suggester(asked, names, titles, stock.speller.counts)
+        words = Counter(stock.speller.sold) + Counter(stock.speller.asked)
+        self._suggester = Suggester(asked, names, titles, words)
         self._writing = Lock()
         self._vectors = Vectors(encoder)
 
@@ -74,12 +75,14 @@ class Index:
         documents = none.extended(last).prepared()
         shelf = Shelf.bare(documents.categories[0], listed_at)
         shelf.put(np.arange(len(documents)), numbers(last["price"]), _flags(last["available"]))
-        words = Counter(words_of(last)) + Counter(_often_asked(config, queries))
+        asked = {} if queries is None else asked_often(queries, config.asked_by)
+        speller = _speller(words_of(last), {} if queries is None else _words_asked(config, queries), _knows(encoder))
         lexical = LexicalIndex.build(documents.terms(range(len(documents))), _repeats(config), config.k1, config.b)
         vectors = encoder.encode(documents.texts())
         dense = DenseIndex.build(vectors) if vectors.shape[1] else NoVectors()
-        stock = Stock(documents, lexical, dense, shelf, Speller(words, _knows(encoder)))
-        return cls(config, encoder, stock, {} if queries is None else asked_often(queries, config.asked_by))
+        stock, analyser = Stock(documents, lexical, dense, shelf, speller), Analyser()
+        right = {text: n for text, n in asked.items() if understood(stock, analyser, text).corrected is None}
+        return cls(config, encoder, stock, right)
 
     def copy(self) -> "Index":
         """One that knows the same, and may hear of more."""
@@ -215,7 +218,8 @@ class Index:
         np.save(folder / "later.npy", stock.dense.later())
         about = {
             "vocabulary": list(documents.vocabulary),
-            "words": stock.speller.counts,
+            "sold": stock.speller.sold,
+            "words_asked": stock.speller.asked,
             "asked": self._suggester.asked,
         }
         (folder / "index.json").write_text(json.dumps(about), "utf-8")
@@ -239,7 +243,7 @@ class Index:
         lexical = lexical.extended(documents.terms(range(len(built), len(documents))), _repeats(config))
         shelf = Shelf.bare(documents.categories[0], ints(kept["listed_at"]))
         shelf.put(np.arange(len(documents)), numbers(kept["price"]), _flags(kept["live"]))
-        speller = Speller(about["words"], _knows(encoder))
+        speller = Speller(about["sold"], about["words_asked"], _knows(encoder))
         dense = built.extended(np.load(folder / "later.npy"))
         return cls(config, encoder, Stock(documents, lexical, dense, shelf, speller), about["asked"])
 
@@ -275,15 +279,18 @@ def _latest(products: pa.Table) -> tuple[pa.Table, NDArray[np.int64]]:
     return products.take(pa.array(rows)), ints(products["event_timestamp"])[firsts]
 
 
-def _often_asked(config: Config, queries: pa.Table | None) -> dict[str, int]:
-    """Words, by how many different shoppers have asked for them."""
-    if queries is None:
-        return {}
-    analyser, shoppers = Analyser(), Counter[str]()
+def _words_asked(config: Config, queries: pa.Table) -> dict[str, int]:
+    """By how many different shoppers, if they are many."""
+    analyser = Analyser()
     pairs = zip(queries["text"].to_pylist(), queries["shopper_id"].to_pylist(), strict=True)
-    for word, _ in {(word, who) for text, who in pairs for word in analyser.words(normalise(text))}:
-        shoppers[word] += 1
+    shoppers = Counter(word for word, _ in {(w, who) for text, who in pairs for w in analyser.words(normalise(text))})
     return {word: count for word, count in shoppers.items() if count >= config.left_alone}
+
+
+def _speller(sold: Mapping[str, int], asked: Mapping[str, int], is_word: Callable[[str], bool]) -> Speller:
+    """A slip that many make is no word to be corrected to."""
+    first = Speller(sold, asked, is_word)
+    return Speller(sold, {word: n for word, n in asked.items() if first.correct(word) is None}, is_word)
 
 
 def _knows(encoder: Encodes) -> Callable[[str], bool]:

@@ -1,51 +1,56 @@
 """Words that nobody sells or asks for, as they were probably meant (Garbe 2012: by what is left without a letter)."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from typing import Final
 
 SHORTEST: Final = 4  # letters of a word that is corrected
 LONG: Final = 8  # letters of a word in which two slips are believed
+RARER: Final = 20  # times that a slip is asked for less often than what was meant, at least
 
 
 class Speller:
     """Corrects words; thread-safe."""
 
-    def __init__(self, counts: Mapping[str, int], is_word: Callable[[str], bool]) -> None:
-        """counts: how often each word that may be meant is used; is_word: the word is a real one, sold or not."""
-        self.counts, self._is_word = dict(counts), is_word
-        self._without: dict[str, list[str]] = defaultdict(list)
-        self._enter(self.counts)
+    def __init__(self, sold: Mapping[str, int], asked: Mapping[str, int], is_word: Callable[[str], bool]) -> None:
+        """Words by how many products have them and by how many shoppers asked for them; is_word: it is a real one."""
+        self.sold, self.asked, self._is_word = dict(sold), dict(asked), is_word
+        self._without: dict[str, tuple[str, ...]] = {}
+        self._enter(sold.keys() | asked.keys())
 
-    def extended(self, counts: Mapping[str, int]) -> "Speller":
-        """With more uses of words; this one stays as it is."""
-        speller = Speller.__new__(Speller)
-        speller.counts, speller._is_word = dict(self.counts), self._is_word
-        speller._without = defaultdict(list, self._without)
-        for word, count in counts.items():
-            speller.counts[word] = speller.counts.get(word, 0) + count
-        speller._enter({word: 0 for word in counts if word not in self.counts})
+    def extended(self, sold: Mapping[str, int]) -> "Speller":
+        """With words of more products; this one stays as it is."""
+        speller = copy(self)
+        speller.sold = {**self.sold, **{word: self.sold.get(word, 0) + count for word, count in sold.items()}}
+        speller._without = dict(self._without)
+        speller._enter(sold.keys() - self.sold.keys() - self.asked.keys())
         return speller
 
-    def _enter(self, words: Mapping[str, int]) -> None:
+    def _enter(self, words: Iterable[str]) -> None:
         for word in words:
             if len(word) >= SHORTEST and word.isalpha():
-                for part in {word, *_without_one(word)} | (set(_without_two(word)) if len(word) >= LONG else set()):
-                    self._without[part] = [*self._without.get(part, ()), word]  # a copy: older spellers share it
+                for part in _parts(word):
+                    self._without[part] = (*self._without.get(part, ()), word)
 
     def correct(self, word: str, bold: bool = False) -> str | None:
         """The word that was meant, or None: this one, or nobody knows.
 
-        What is sold, asked often or real is left alone; if bold, only what is sold or asked often. The first letter is
-        taken to be right.
+        What is sold is left alone, and so is what is asked for, unless another word that is hardly different is asked
+        for far more often; if not bold, all real words are. The first letter is taken to be right.
         """
-        if len(word) < SHORTEST or not word.isalpha() or word in self.counts:
+        if len(word) < SHORTEST or not word.isalpha() or word in self.sold:
             return None
         most = 2 if len(word) >= LONG else 1
-        near = {found for part in _parts(word, most) for found in self._without.get(part, ()) if found[0] == word[0]}
-        known = [(distance(word, found), -self.counts[found], found) for found in near]
+        near = {found for part in _parts(word) for found in self._without.get(part, ())} - {word}
+        known = [(distance(word, found), -self._uses(found), found) for found in near if found[0] == word[0]]
         best = min((entry for entry in known if entry[0] <= most), default=None)
-        return best[2] if best and (bold or not self._is_word(word)) else None
+        if best is None or (not bold and self._is_word(word)):
+            return None
+        own = self.asked.get(word, 0)
+        return best[2] if not own or own * RARER < self.asked.get(best[2], 0) else None
+
+    def _uses(self, word: str) -> int:
+        return self.sold.get(word, 0) + self.asked.get(word, 0)
 
 
 def distance(a: str, b: str) -> int:
@@ -62,13 +67,11 @@ def distance(a: str, b: str) -> int:
     return row[-1]
 
 
-def _parts(word: str, most: int) -> set[str]:
-    return {word, *_without_one(word)} | (set(_without_two(word)) if most > 1 else set())
+def _parts(word: str) -> set[str]:
+    """It, and what is left of it without one letter, or two of a long one."""
+    found = {word, *_without_one(word)}
+    return found | {part for one in found for part in _without_one(one)} if len(word) >= LONG else found
 
 
 def _without_one(word: str) -> Iterator[str]:
     return (word[:i] + word[i + 1 :] for i in range(len(word)))
-
-
-def _without_two(word: str) -> Iterator[str]:
-    return (part for one in _without_one(word) for part in _without_one(one))
