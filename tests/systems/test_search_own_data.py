@@ -50,10 +50,10 @@ q-1,p-1 p-2
 q-2,p-3 p-2
 """,
     "feedback.csv": """\
-query_id,product_id,category,rank,clicked_timestamp,purchase
-q-1,p-1,furniture,1,2026-03-01T08:30:20Z,false
-q-1,p-1,furniture,1,2026-03-01T10:00:00Z,true
-q-2,p-2,lighting,4,2026-03-01T08:32:00Z,
+query_id,product_id,rank,clicked_timestamp,purchase
+q-1,p-1,1,2026-03-01T08:30:20Z,false
+q-1,p-1,1,2026-03-01T10:00:00Z,true
+q-2,p-2,4,2026-03-01T08:32:00Z,
 """,
 }  # fmt: skip
 
@@ -210,12 +210,14 @@ BROKEN: list[tuple[str, Callable[[Path], None], str]] = [
      "'q-1\\x1fanswer', as in line 2)"),
     ("a click on no query", put("feedback", "query_id", "q-9"),
      "feedback.csv: query_id: must be the event_id of a row of queries.csv (1 row, first in line 2: got 'q-9')"),
+    ("a click on no product", put("feedback", "product_id", "p-9"),
+     "feedback.csv: product_id: must be the product_id of a row of products.csv (1 row, first in line 2: got 'p-9')"),
     ("a click before its query", put("feedback", "clicked_timestamp", "2026-03-01T08:29:59Z"),
      "feedback.csv: clicked_timestamp: must not be before the time of what it is about (1 row, first in line 2: got "
      "'1772353799000000')"),
     ("a click on rank nothing", put("feedback", "rank", 0),
      "feedback.csv: rank: input should be greater than or equal to 1 (1 row, first in line 2: got '0')"),
-    ("a second click", append("feedback", "q-1,p-1,furniture,1,2026-03-01T08:30:21Z,false"),
+    ("a second click", append("feedback", "q-1,p-1,1,2026-03-01T08:30:21Z,false"),
      "feedback.csv: event_id: must stand for one row, another one has it (1 row, first in line 5: got "
      "'q-1.click.p-1', as in line 2)"),
     ("no feedback", lambda folder: (folder / "feedback.csv").unlink(),
@@ -250,30 +252,37 @@ def test_what_is_set_aside_lies_in_a_file_with_its_reason_and_the_rest_is_taken(
 
 # What becomes of rows, against a plain reading of the rules
 
-CELLS = {
-    "product_id": ["p-1", "p-2", "p-3", "p 4", ""],
-    "listed_timestamp": ["2026-01-01T00:00:00Z", "2026-01-01T01:00:00+01:00", "1767225600000001", "soon", str(NOW + 1)],
-    "title": ["Sofa", "Sofa, grey", " "],
-    "category": ["furniture", "Möbel & mehr", ""],
-    "price": ["10", "10.0", "0", "nan", "1e7"],
+GOOD = {
+    "product_id": ["p-1", "p-2"],
+    "listed_timestamp": ["2026-01-01T00:00:00Z", "2026-01-01T01:00:00+01:00", "1767225600000001"],
+    "title": ["Sofa", "Sofa, grey"],
+    "category": ["furniture", "Möbel & mehr"],
+    "price": ["10", "10.0"],
 }
-GOOD = {"product_id": 3, "listed_timestamp": 3, "title": 2, "category": 2, "price": 2}  # the first so many are right
-TIMES = [1_767_225_600_000_000, 1_767_225_600_000_000, 1_767_225_600_000_001]  # us
+BAD = [("product_id", "p 4"), ("listed_timestamp", "soon"), ("title", " "), ("category", ""), ("price", "nan")]
+TIMES = dict(
+    zip(GOOD["listed_timestamp"], (1_767_225_600_000_000, 1_767_225_600_000_000, 1_767_225_600_000_001), strict=True)
+)  # us
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.fixed_dictionaries({name: st.integers(0, len(c) - 1) for name, c in CELLS.items()}), min_size=1))
-def test_each_product_row_is_listed_or_dropped_as_a_duplicate_or_set_aside(drawn: list[dict[str, int]]) -> None:
+@given(
+    st.lists(
+        st.tuples(
+            st.fixed_dictionaries({name: st.sampled_from(cells) for name, cells in GOOD.items()}),
+            st.none() | st.sampled_from(BAD),
+        ),
+        min_size=1,
+    )
+)
+def test_each_product_row_is_listed_or_dropped_as_a_duplicate_or_set_aside(
+    drawn: list[tuple[dict[str, str], tuple[str, str] | None]],
+) -> None:
     first: dict[tuple[str, int], tuple[str, str, float]] = {}
     aside = duplicates = 0
-    for row in drawn:
-        if any(row[name] >= GOOD[name] for name in GOOD):
-            aside += 1
-            continue
-        said = {name: CELLS[name][row[name]] for name in CELLS}
-        key = said["product_id"], TIMES[row["listed_timestamp"]]
-        content = said["title"], said["category"], float(said["price"])
-        if first.setdefault(key, content) != content:
+    for said, flaw in drawn:
+        key, content = (said["product_id"], TIMES[said["listed_timestamp"]]), (said["title"], said["category"], 10.0)
+        if flaw is not None or first.setdefault(key, content) != content:
             aside += 1
         else:
             duplicates += 1
@@ -283,7 +292,7 @@ def test_each_product_row_is_listed_or_dropped_as_a_duplicate_or_set_aside(drawn
         path.mkdir()
         for name, text in FOLDER.items():
             (path / name).write_text(text)
-        write(path, "products", [{name: CELLS[name][row[name]] for name in CELLS} for row in drawn])
+        write(path, "products", [said | dict([flaw] if flaw else []) for said, flaw in drawn])
         part = read(path, most=1.0)["products"]
     assert (part.rows, part.quarantined, part.duplicates) == (len(drawn), aside, duplicates)
     assert {(p.product_id, p.event_timestamp): (p.title, p.category, p.price) for p in events(part)} == first
@@ -294,7 +303,7 @@ def test_each_product_row_is_listed_or_dropped_as_a_duplicate_or_set_aside(drawn
     st.lists(
         st.tuples(
             st.sampled_from(["q-1", "q-2", "q-3"]),
-            st.sampled_from(["p-1", "p-2"]),
+            st.sampled_from(["p-1", "p-2", "p-9"]),
             st.sampled_from([-1, 0, MINUTE]),
             st.booleans(),
         ),
@@ -310,10 +319,10 @@ def test_each_row_of_feedback_is_heard_or_dropped_as_a_duplicate_or_set_aside(
     rows = []
     for query, product, later, purchase in told:
         at = asked.get(query, NOW - DAY) + later
-        rows.append({"query_id": query, "product_id": product, "category": "c", "rank": 1, "clicked_timestamp": at,
+        rows.append({"query_id": query, "product_id": product, "rank": 1, "clicked_timestamp": at,
                      "purchase": purchase})  # fmt: skip
         name = f"{query}.{'purchase' if purchase else 'click'}.{product}"
-        aside += query not in asked or later < 0 or first.setdefault(name, at) != at
+        aside += query not in asked or product == "p-9" or later < 0 or first.setdefault(name, at) != at
     with TemporaryDirectory() as root:
         path = Path(root) / "own"
         path.mkdir()
@@ -384,7 +393,7 @@ def _tables(heard: Sequence[Any], pages: Mapping[str, Results]) -> Tables:
                 row | {"listed_timestamp": row.pop("event_timestamp"), "attributes": "; ".join(row["attributes"])}
             )
         else:
-            columns = ("query_id", "product_id", "category", "rank", "purchase")
+            columns = ("query_id", "product_id", "rank", "purchase")
             said["feedback"].append({name: row[name] for name in columns} | {"clicked_timestamp": at})
     shown = [{"query_id": q, "products": " ".join(hit.product_id for hit in page.hits)} for q, page in pages.items()]
     return said | {"shown": shown}

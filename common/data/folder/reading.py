@@ -150,17 +150,13 @@ class _Reader:
         table = self.table
         if table.make is None:
             return rows, _ints(rows[table.heard or "event_timestamp"]), rows, numbers
-        place: pa.Array | None = None
-        about = parts[0].events if parts else rows
-        if table.about is not None:
-            place = pc.index_in(rows[table.about], about["event_id"])
-            lost = _flags(pc.is_null(place))
-            if lost.any():
-                rule = f"must be the event_id of a row of {parts[0].file}"
-                rows, numbers = self._without(lost, table.about, rule, rows[table.about], rows, numbers)
-                place = place.drop_null()
-            about = about.take(place)
-        events = table.make(rows, about)
+        of = {part.file.rpartition(".")[0]: part for part in parts}
+        for column, (name, key) in table.about.items():
+            lost = ~_flags(pc.is_in(rows[column], of[name].events[key]))
+            rule = f"must be the {key} of a row of {of[name].file}"
+            rows, numbers = self._without(lost, column, rule, rows[column], rows, numbers)
+        abouts = [(rows[column], of[name].events, key) for column, (name, key) in table.about.items()]
+        events = table.make(rows, *(told.take(pc.index_in(column, told[key])) for column, told, key in abouts))
         columns = {name: events[name] for name in arrow_schema(table.event).names}
         checked = check(table.event, columns, self.file.path.name, self.now)
         for i, fault in sorted(checked.faults.items()):

@@ -1,6 +1,6 @@
 """A bank's own data: which files, and what their rows become."""
 
-from typing import Literal
+from typing import Final, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -72,10 +72,9 @@ def _nothing(n: int, kind: pa.DataType) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), n + 1), pa.array([], kind))
 
 
+PAYMENT: Final = {"payment_id": ("payments", "event_id")}
 LAYOUT: Layout = (
     UserTable(name="payments", row=Payment, event=Payment),
-    UserTable(
-        name="outcomes", row=Reported, event=Outcome, make=outcomes, about="payment_id", heard="reported_timestamp"
-    ),
-    UserTable(name="decisions", row=Decided, event=Answered, make=decisions, about="payment_id", required=False),
+    UserTable(name="outcomes", row=Reported, event=Outcome, make=outcomes, about=PAYMENT, heard="reported_timestamp"),
+    UserTable(name="decisions", row=Decided, event=Answered, make=decisions, about=PAYMENT, required=False),
 )

@@ -93,20 +93,19 @@ class Heard(Record):
 
     query_id: str = Field(min_length=1, max_length=80)
     product_id: str = Field(min_length=1, max_length=90, pattern=WORD)
-    category: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)  # of the product
     rank: int = Field(ge=1)  # among all results, from the first page on
     clicked_timestamp: int = Field(ge=0, lt=2**62)  # us, when it was heard of
     purchase: bool = False
 
 
-def queries(asked: pa.Table, _: pa.Table) -> pa.Table:
+def queries(asked: pa.Table) -> pa.Table:
     columns = {name: asked[name] for name in arrow_schema(Query).names}
     for name, unset in (("category", ""), ("brand", ""), ("colour", ""), ("price_min", 0.0), ("price_max", MAX_PRICE)):
         columns[name] = pc.if_else(pc.equal(asked[name], unset), None, asked[name])
     return pa.table(columns)
 
 
-def products(listed: pa.Table, _: pa.Table) -> pa.Table:
+def products(listed: pa.Table) -> pa.Table:
     when = listed["listed_timestamp"].cast(pa.string())
     parts = [[part.strip() for part in said.split(";")] for said in listed["attributes"].to_pylist()]
     columns = {
@@ -154,23 +153,28 @@ def _nothing(n: int, kind: pa.DataType) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), n + 1), pa.array([], kind))
 
 
-def feedback(heard: pa.Table, asked: pa.Table) -> pa.Table:
+def feedback(heard: pa.Table, asked: pa.Table, listed: pa.Table) -> pa.Table:
     """One click and one purchase per query and product."""
     kind = pc.if_else(heard["purchase"], "purchase", "click")
     columns = {
-        **{name: heard[name] for name in ("query_id", "product_id", "category", "purchase", "rank")},
+        **{name: heard[name] for name in ("query_id", "product_id", "purchase", "rank")},
         "event_id": pc.binary_join_element_wise(heard["query_id"], kind, heard["product_id"], "."),
         "event_timestamp": asked["event_timestamp"],
         "shopper_id": asked["shopper_id"],
+        "category": listed["category"],
         "query_text": pa.array(map(normalise, asked["text"].to_pylist()), pa.string()),
         "weight": pa.repeat(1.0, heard.num_rows),
     }
     return pa.table(columns)
 
 
+QUERY: Final = {"query_id": ("queries", "event_id")}
+PRODUCT: Final = {"product_id": ("products", "product_id")}
 LAYOUT: Layout = (
     UserTable(name="queries", row=Asked, event=Query, make=queries),
     UserTable(name="products", row=Listed, event=Product, make=products),
-    UserTable(name="shown", row=Shown, event=Answered, make=answers, about="query_id"),
-    UserTable(name="feedback", row=Heard, event=Feedback, make=feedback, about="query_id", heard="clicked_timestamp"),
+    UserTable(name="shown", row=Shown, event=Answered, make=answers, about=QUERY),
+    UserTable(
+        name="feedback", row=Heard, event=Feedback, make=feedback, about=QUERY | PRODUCT, heard="clicked_timestamp"
+    ),
 )
