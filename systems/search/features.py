@@ -32,10 +32,6 @@ VIEWS = (
         name="product", source=Feedback, entity=("product_id",),
         aggregations=(*_over("sum", "weight", 7, 30, 90), *_over("sum", "purchase", 90)),
     ),
-    FeatureView(
-        name="aisle", source=Feedback, entity=("query_text", "category"), aggregations=_over("sum", "weight", 90)
-    ),
-    FeatureView(name="clicks", source=Feedback, entity=("query_text",), aggregations=_over("sum", "weight", 90)),
     FeatureView(name="asked", source=Query, entity=("text",), aggregations=_over("count", None, 90)),
 )  # fmt: skip
 
@@ -54,17 +50,6 @@ def dense_gap(c: Columns) -> Array:
 def click_rate(c: Columns) -> Array:
     """Clicks on the product per time that the text was asked."""
     return c["pair.sum_weight_90d"] / (c["asked.count_90d"] + PRIOR)
-
-
-def click_share(c: Columns) -> Array:
-    """The product's of all clicks after the text."""
-    return c["pair.sum_weight_90d"] / (c["clicks.sum_weight_90d"] + PRIOR)
-
-
-def aisle_share(c: Columns) -> Array:
-    """Its category's of all clicks after the text; NaN: there were none."""
-    clicks = c["clicks.sum_weight_90d"]
-    return np.asarray(c["aisle.sum_weight_90d"] / np.where(clicks > 0, clicks, np.nan))
 
 
 def bought_rate(c: Columns) -> Array:
@@ -97,7 +82,5 @@ ON_DEMAND = (
     _on_demand(lexical_share, "lexical", "best_lexical"),
     _on_demand(dense_gap, "dense", "best_dense"),
     _on_demand(click_rate, "pair.sum_weight_90d", "asked.count_90d"),
-    _on_demand(click_share, "pair.sum_weight_90d", "clicks.sum_weight_90d"),
-    _on_demand(aisle_share, "aisle.sum_weight_90d", "clicks.sum_weight_90d"),
     _on_demand(bought_rate, "product.sum_purchase_90d", "product.sum_weight_90d"),
 )  # fmt: skip

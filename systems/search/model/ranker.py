@@ -44,7 +44,7 @@ class Calibration:
     intercept: float
 
     @classmethod
-    def fit(cls, p: Array, clicked: Array) -> Self:
+    def fit(cls, p: Array, clicked: NDArray[np.bool_]) -> Self:
         line = LogisticRegression(C=1e6).fit(_log_odds(p)[:, None], clicked)
         return cls(max(float(line.coef_[0, 0]), 0.0), float(line.intercept_[0]))
 
@@ -144,12 +144,14 @@ class Ranker:
         usual = float(logit(p))
         booster = _boosted(config, params, examples, rows, clicked, look, is_late, usual)
         scores = expit(usual + np.asarray(booster.predict(examples.x)))
-        seen = np.where(late & (examples.weights > 0), position, 0)
-        offsets = examples.rows.offsets
-        told = np.flatnonzero(_any((seen > 0).astype(float), offsets) > 0)
-        page = _any(clicks(looks, scores, seen, is_phone), offsets)[told]
-        any_click = (_any(np.where(seen > 0, np.nan_to_num(examples.labels), 0), offsets)[told] > 0.5).astype(float)
-        return cls(booster, examples.names, usual, looks, Calibration.fit(page, any_click))
+        judged = late & (examples.weights > 0)
+        page = _any(clicks(looks, scores, np.where(judged, position, 0), is_phone), examples.rows.offsets)
+        shown, hit = (
+            np.bincount(examples.rows.owner[which], minlength=len(examples)) > 0
+            for which in (judged, judged & (examples.labels > 0))
+        )
+        calibration = Calibration.fit(page[shown], hit[shown])
+        return cls(booster, examples.names, usual, looks, calibration)
 
 
 def ordered(scores: Array, offsets: Ints) -> Ints:
