@@ -1,6 +1,6 @@
 """How good the rankings are: by the truth where a world tells it, else by clicks, each counted for its place."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Protocol
 
 import numpy as np
@@ -9,7 +9,7 @@ from sklearn.metrics import log_loss
 
 from common.features.view import Array, numbers
 from common.registry.gates import CHAMPION, Gate
-from common.system import Examples, Report
+from common.system import Examples, Report, Rows
 from systems.search.config import Config
 from systems.search.data import Query
 from systems.search.model.ranker import Ranker, ordered, ranks
@@ -27,6 +27,7 @@ LOW: Final = 0.005  # its lower end
 class Ranks(Protocol):
     @property
     def ranker(self) -> Ranker: ...
+    def widened(self, requests: Sequence[Query], rows: Rows, x: Array) -> Array: ...
 
 
 def evaluate(config: Config, model: Ranks, examples: Examples[Query]) -> Report:
@@ -37,7 +38,7 @@ def evaluate(config: Config, model: Ranks, examples: Examples[Query]) -> Report:
     """
     offsets, columns = examples.rows.offsets, examples.rows.columns
     ranker = model.ranker
-    scores = ranker.attraction(examples.x, threads=config.threads)
+    scores = ranker.attraction(model.widened(examples.requests, examples.rows, examples.x), threads=config.threads)
     everything = np.ones(len(scores), bool)
     lexical, dense, fused = (numbers(columns[name]) for name in ("lexical", "dense", "fused"))
     found = judged(examples, ranker, scores, everything)

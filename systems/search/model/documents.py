@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final, NamedTuple, Self
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -131,6 +132,27 @@ class Documents:
         values, owner = self.values.take(places)
         hits = np.bincount(owner[np.isin(values, said)], minlength=len(places))
         return np.asarray(hits / np.maximum(self.values.starts[places + 1] - self.values.starts[places], 1))
+
+    def tokens(self, places: Places) -> tuple[Places, Places]:
+        """What each product is: words of its title, brand, colour, attributes; and which of the places has each."""
+        titles, of_title = self.titles.take(places)
+        values, of_value = self.values.take(places)
+        words, attributes, brands, colours = self._hashed
+        each = np.arange(len(places))
+        found = [words[titles], attributes[values], brands[self.brands[0][places]], colours[self.colours[0][places]]]
+        return np.concatenate(found), np.concatenate([of_title, of_value, each, each])
+
+    @cached_property
+    def _hashed(self) -> tuple[Places, Places, Places, Places]:
+        values = _coded(_whole(self.table["attributes"]).flatten())[1]
+        brands, colours = (
+            [f"{kind}: {n}" for n in names]
+            for kind, names in (("brand", self.brands[1].names), ("colour", self.colours[1].names))
+        )
+        return tuple(  # type: ignore[return-value]
+            np.array([crc32(name.encode()) for name in names], np.int64)
+            for names in (self.vocabulary, values, brands, colours)
+        )
 
     def hit(self, place: int, score: float, price: float, said: Sequence[tuple[str, int]]) -> Hit:
         """said: the words of a query, each with the number of its term."""

@@ -137,6 +137,17 @@ class Index:
         parts = [search(self.config, stock, analyser, query, one, near, facets=True) for query, one in pairs]
         return _rows(stock, queries, parts, [part.note for part in parts])
 
+    @property
+    def documents(self) -> Documents:
+        return self._stock.documents
+
+    def terms(self, texts: Sequence[str]) -> list[tuple[str, ...]]:
+        """Of each text, as it is searched for."""
+        stock, analyser, known = self._stock, Analyser(), dict[str, tuple[str, ...]]()
+        for text in dict.fromkeys(texts):
+            known[text] = understood(stock, analyser, normalise(text)).terms
+        return [known[text] for text in texts]
+
     def hits(
         self, query: Query, note: Note, ids: Sequence[str], scores: Sequence[float], prices: Sequence[float]
     ) -> tuple[Hit, ...]:

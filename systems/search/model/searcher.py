@@ -16,6 +16,8 @@ from common.system import Answered, Examples, Params, RowError, Rows
 from systems.search.config import SMALL, Config
 from systems.search.data import Hit, Query, Results, redacted
 from systems.search.data.catalogue import NEVER, catalogue
+from systems.search.model.affinity import Affinity, learn
+from systems.search.model.clicks import estimate
 from systems.search.model.index import Encodes, Index, Mute
 from systems.search.model.ranker import Ranker
 from systems.search.model.retrieval import NO_NOTE, Note
@@ -41,6 +43,7 @@ class Found:
 class Searcher:
     config: Config
     index: Index
+    affinity: Affinity
     ranker: Ranker
 
     def rows(self, requests: Sequence[Query]) -> Rows:
@@ -53,17 +56,22 @@ class Searcher:
         return self.index.suggest(text)
 
     def predict(self, requests: Sequence[Query], rows: Rows, x: Array) -> Sequence[Found | RowError]:
-        ranked = self.ranker.rank(x, rows.offsets)
+        ranked = self.ranker.rank(self.widened(requests, rows, x), rows.offsets)
         pages = [self.ranker.weights(query.device, range(*_places(query))) for query in requests]
         return _found(self.index, requests, rows, ranked.scores, ranked.order, pages, ranked.satisfaction)
 
+    def widened(self, requests: Sequence[Query], rows: Rows, x: Array) -> Array:
+        """The features with what the model adds to them, (n_rows, n_features + 1)."""
+        return np.column_stack([x, self.affinity.of(self.index, requests, rows)])
+
     def save(self, folder: Path) -> None:
         self.index.save(folder / "index")
+        self.affinity.save(folder)
         self.ranker.save(folder)
 
 
 def load(config: Config, folder: Path) -> Searcher:
-    return Searcher(config, Index.load(config, folder / "index"), Ranker.load(folder))
+    return Searcher(config, Index.load(config, folder / "index"), Affinity.load(folder), Ranker.load(folder))
 
 
 @dataclass
@@ -190,4 +198,7 @@ class Library:
 
     def fit(self, examples: Examples[Query], params: Params) -> Searcher:
         index = self.index(examples.events["Product"], examples.events["Query"])
-        return Searcher(self.config, index, Ranker.fit(self.config, examples, params))
+        looks = estimate(self.config, examples)
+        known, affinity = learn(index, examples, looks)
+        wide = replace(examples, x=np.column_stack([examples.x, known]), names=(*examples.names, "affinity"))
+        return Searcher(self.config, index, affinity, Ranker.taught(self.config, wide, params, looks))
