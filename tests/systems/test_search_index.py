@@ -448,6 +448,7 @@ def test_the_query_is_described_in_every_row() -> None:
         ("brass lampp", "brass lamp"),
         ("hikking boots!", "hiking boots!"),
         ("strdon bots", "strydon boots"),
+        ("lmp", "lamp"),
     ],
 )
 def test_a_slip_is_corrected_and_the_right_word_is_searched(typed: str, right: str) -> None:

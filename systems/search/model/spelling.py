@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from typing import Final
 
-SHORTEST: Final = 4  # letters of a word that is corrected
+SHORTEST: Final = 4  # letters of a word that may be meant; one may be left out
 LONG: Final = 8  # letters of a word in which two slips are believed
 RARER: Final = 20  # times that a slip is asked for less often than what was meant, at least
 
@@ -38,7 +38,7 @@ class Speller:
         What is sold is left alone, and so is what is asked for, unless another word that is hardly different is asked
         for far more often; if not bold, all real words are. The first letter is taken to be right.
         """
-        if len(word) < SHORTEST or not word.isalpha() or word in self.sold:
+        if len(word) < SHORTEST - 1 or not word.isalpha() or word in self.sold:
             return None
         most = 2 if len(word) >= LONG else 1
         near = {found for part in _parts(word) for found in self._without.get(part, ())} - {word}
