@@ -164,7 +164,7 @@ def test_queries_are_answered_together_as_alone() -> None:
 
 def test_nothing_is_found_in_an_empty_shop_and_it_fills() -> None:
     index = build()
-    assert (len(index), index.head, find(index, "lamp"), index.suggest("la")) == (0, 0, [], [])
+    assert (len(index), find(index, "lamp"), index.suggest("la")) == (0, [], [])
     index.hear(logged(SHOP))
     assert find(index, "lamp") == ["lamp"]
 
@@ -177,7 +177,6 @@ def test_a_new_product_is_found_at_once() -> None:
     index.hear(logged([product("pan", "Fuego iron pan", category="kitchen", brand="Fuego")], first=5))
     assert find(index, "iron pan")[0] == "pan"
     assert find(index, "fuego pan", brand="Fuego") == ["pan"]
-    assert index.head == 5
 
 
 def test_a_changed_price_counts_in_filters_and_rows() -> None:
@@ -203,13 +202,15 @@ def test_of_two_events_in_one_batch_the_last_wins() -> None:
     assert by_words(index, "iron") == []
 
 
-def test_what_is_known_is_passed_over() -> None:
+def test_to_hear_it_again_or_to_hear_nothing_changes_nothing() -> None:
     index = build(*SHOP)
-    index.hear(logged([product("sofa", "Norvik grey oak wardrobe")], first=4))
-    assert find(index, "leather sofa")[0] == "sofa"
-    assert index.head == 4
+    new = logged([product("sofa", "Norvik grey oak wardrobe"), SHOP[2].model_copy(update={"price": 7.0})], first=5)
+    index.hear(new)
+    before = index.find([query("norvik lamp")]).columns
+    index.hear(new)
     index.hear(logged([]))
-    assert index.head == 4
+    assert index.find([query("norvik lamp")]).columns.equals(before)
+    assert len(index) == len(SHOP)
 
 
 def test_whoever_reads_sees_all_that_was_heard_at_once_or_nothing() -> None:
@@ -226,11 +227,11 @@ def test_whoever_reads_sees_all_that_was_heard_at_once_or_nothing() -> None:
     index._encoder.before = wait  # type: ignore[attr-defined]
     writer.start()
     assert started.wait(10)
-    assert (by_words(index, "iron"), row(index, "lamp", "lamp")["price"], index.head) == ([], 40.0, 4)
+    assert (by_words(index, "iron"), row(index, "lamp", "lamp")["price"]) == ([], 40.0)
     go_on.set()
     writer.join()
     assert set(find(index, "iron")) == {"a", "b"}
-    assert (row(index, "lamp", "lamp")["price"], index.head) == (7.0, 7)
+    assert row(index, "lamp", "lamp")["price"] == 7.0
 
 
 def test_rows_made_before_a_change_stay_as_they_are() -> None:
@@ -318,7 +319,7 @@ ITEM = st.tuples(
 )  # fmt: skip
 FILTER = st.fixed_dictionaries({}, optional={
     "colour": st.sampled_from(COLOURS), "brand": st.sampled_from(BRANDS), "category": st.sampled_from(CATEGORIES),
-    "price_min": st.sampled_from([5.0, 30.0, 71.0]), "price_max": st.sampled_from([4.0, 30.0, 70.0]),
+    "price_min": st.sampled_from([5.0, 30.0]), "price_max": st.sampled_from([30.0, 70.0]),
 })  # fmt: skip
 
 
@@ -329,7 +330,7 @@ def passes(item: Product, chosen: dict[str, Any]) -> bool:
     return exact and chosen.get("price_min", 0) <= item.price <= chosen.get("price_max", 1e9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(ITEM, min_size=1, max_size=8), FILTER)
 def test_what_is_found_has_the_words_and_passes_all_filters(
     items: list[tuple[Any, ...]], chosen: dict[str, Any]
@@ -434,7 +435,7 @@ def test_the_query_is_described_in_every_row() -> None:
     found = row(build(*SHOP), "brass lamp", "lamp", device="phone", category="lighting", price_min=1.0, price_max=50.0)
     assert (found["is_phone"], found["filters"], found["results"], found["is_corrected"]) == (1, 2, 1, 0)
     assert (found["best_lexical"], found["best_dense"]) == (found["lexical"], found["dense"])
-    assert (found["shown"], found["position"]) == (0, 0)
+    assert (found["shown"], found["rank"]) == (0, 0)
 
 
 # Spelling
@@ -543,7 +544,7 @@ def test_filters_are_dropped_one_by_one_where_nothing_passes() -> None:
     about = note(index, "lamp", colour="red", category="lighting", price_min=100.0)
     assert (about.rescue, about.total) == ("filters: colour, price", 1)
     assert row(index, "lamp", "lamp", colour="red", category="lighting", price_min=100.0)["filters"] == 3
-    assert note(index, "lamp", price_min=50.0, price_max=40.0).rescue == "filters: price"
+    assert note(index, "lamp", price_max=1.0).rescue == "filters: price"
 
 
 def test_nothing_is_rescued_that_was_found() -> None:
@@ -673,6 +674,7 @@ def test_a_replay_gives_the_rows_of_the_moment() -> None:
 
 def test_a_replay_does_not_depend_on_the_order_of_queries_or_on_what_is_asked_beside() -> None:
     events, queries = moments()
+    queries = queries[-400:]
     index, at = Index.build(CONFIG, logged(events), Meaning()), np.array([q.event_timestamp for q in queries])
     whole = index.replay(queries, at, logged(events))
     for i in range(0, len(queries), 97):
@@ -703,14 +705,14 @@ def test_a_replay_finds_products_that_the_index_has_not_heard_of_and_leaves_it_a
     more = logged([*SHOP, product("pan", "Fuego iron pan", T0 + HOUR)])
     rows = index.replay([query("iron pan")], np.array([T0 + DAY]), more)
     assert ids(rows)[0] == "pan"
-    assert (index.head, find(index, "iron pan brass")[0]) == (4, "lamp")
+    assert (len(index), find(index, "iron pan brass")[0]) == (len(SHOP), "lamp")
 
 
 def test_a_replay_says_what_was_shown_and_where() -> None:
     index = build(*SHOP)
     queries = [query("leather sofa"), query("couch")]
     rows = index.replay(queries, np.full(2, T0 + DAY), logged(SHOP), [{"sofa": 21, "lamp": 1}, {}])
-    told = {(r["event_id"], r["product_id"]): (r["shown"], r["position"]) for r in rows.columns.to_pylist()}
+    told = {(r["event_id"], r["product_id"]): (r["shown"], r["rank"]) for r in rows.columns.to_pylist()}
     assert told.pop(("q-leather sofa", "sofa")) == (1, 21)
     assert len(told) >= 2
     assert set(told.values()) == {(0, 0)}
@@ -743,7 +745,7 @@ def test_a_saved_index_finds_and_says_the_same(tmp_path: Path, encoder: Encoder)
     first, second = index.find(texts), again.find(texts)
     assert first.columns.equals(second.columns)
     assert first.notes == second.notes
-    assert (again.head, len(again)) == (index.head, len(index)) == (8, 4)
+    assert len(again) == len(index) == 4
     assert again.suggest("re") == index.suggest("re") == ["red sofa"]
     again.hear(logged([product("pan", "Fuego iron pan")], first=9))
     assert find(again, "iron pan")[0] == "pan"
