@@ -292,6 +292,8 @@ def test_among_many_the_nearest_that_are_allowed_are_found_old_and_late_ones() -
         assert index.nearest(vector, 10, allowed, exact=True).tolist() == order[:10].tolist()
         shares.append(len(np.intersect1d(found, order[:10])) / 10)
     assert np.mean(shares) >= 0.98
+    for own in (0, n, n + 99):
+        assert index.nearest(whole[own], 1, np.ones(n + 100, bool), exact=False).tolist() == [own]
 
 
 @settings(deadline=None)
