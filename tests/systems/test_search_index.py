@@ -202,13 +202,15 @@ def test_of_two_events_in_one_batch_the_last_wins() -> None:
     assert by_words(index, "iron") == []
 
 
-def test_to_hear_the_same_again_changes_nothing() -> None:
-    index, new = build(*SHOP), logged([product("pan", "Fuego iron pan"), product("pan", "Fuego copper pan")], first=5)
+def test_to_hear_it_again_or_to_hear_nothing_changes_nothing() -> None:
+    index = build(*SHOP)
+    new = logged([product("sofa", "Norvik grey oak wardrobe"), SHOP[2].model_copy(update={"price": 7.0})], first=5)
     index.hear(new)
-    before = index.find([query("copper pan"), query("leather sofa")])
-    for again in (new, logged(SHOP), logged([])):
-        index.hear(again)
-        assert index.find([query("copper pan"), query("leather sofa")]).columns.equals(before.columns)
+    before = index.find([query("norvik lamp")]).columns
+    index.hear(new)
+    index.hear(logged([]))
+    assert index.find([query("norvik lamp")]).columns.equals(before)
+    assert len(index) == len(SHOP)
 
 
 def test_whoever_reads_sees_all_that_was_heard_at_once_or_nothing() -> None:
@@ -290,6 +292,8 @@ def test_among_many_the_nearest_that_are_allowed_are_found_old_and_late_ones() -
         assert index.nearest(vector, 10, allowed, exact=True).tolist() == order[:10].tolist()
         shares.append(len(np.intersect1d(found, order[:10])) / 10)
     assert np.mean(shares) >= 0.98
+    for own in (0, n, n + 99):
+        assert index.nearest(whole[own], 1, np.ones(n + 100, bool), exact=False).tolist() == [own]
 
 
 @settings(deadline=None)
@@ -328,7 +332,7 @@ def passes(item: Product, chosen: dict[str, Any]) -> bool:
     return exact and chosen.get("price_min", 0) <= item.price <= chosen.get("price_max", 1e9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(ITEM, min_size=1, max_size=8), FILTER)
 def test_what_is_found_has_the_words_and_passes_all_filters(
     items: list[tuple[Any, ...]], chosen: dict[str, Any]
@@ -542,7 +546,7 @@ def test_filters_are_dropped_one_by_one_where_nothing_passes() -> None:
     about = note(index, "lamp", colour="red", category="lighting", price_min=100.0)
     assert (about.rescue, about.total) == ("filters: colour, price", 1)
     assert row(index, "lamp", "lamp", colour="red", category="lighting", price_min=100.0)["filters"] == 3
-    assert note(index, "lamp", price_min=50.0, price_max=50.5).rescue == "filters: price"
+    assert note(index, "lamp", price_max=1.0).rescue == "filters: price"
 
 
 def test_nothing_is_rescued_that_was_found() -> None:
@@ -672,6 +676,7 @@ def test_a_replay_gives_the_rows_of_the_moment() -> None:
 
 def test_a_replay_does_not_depend_on_the_order_of_queries_or_on_what_is_asked_beside() -> None:
     events, queries = moments()
+    queries = queries[-400:]
     index, at = Index.build(CONFIG, logged(events), Meaning()), np.array([q.event_timestamp for q in queries])
     whole = index.replay(queries, at, logged(events))
     for i in range(0, len(queries), 97):
@@ -702,7 +707,7 @@ def test_a_replay_finds_products_that_the_index_has_not_heard_of_and_leaves_it_a
     more = logged([*SHOP, product("pan", "Fuego iron pan", T0 + HOUR)])
     rows = index.replay([query("iron pan")], np.array([T0 + DAY]), more)
     assert ids(rows)[0] == "pan"
-    assert find(index, "iron pan brass")[0] == "lamp"
+    assert (len(index), find(index, "iron pan brass")[0]) == (len(SHOP), "lamp")
 
 
 def test_a_replay_says_what_was_shown_and_where() -> None:
