@@ -108,7 +108,9 @@ def run(desk: Desk, arguments: argparse.Namespace) -> Document:
     days = RUN_DAYS if loops else 1
     drift = f"{system.drifts[0]}@{DRIFT_DAY}" if loops and system.drifts else None
     page = _page(desk, system, None)
-    out.print(f"[bold]1. A world lives[/]: we shall {system.summary}. There is no model yet, so a rule answers.")
+    out.print(
+        f"[bold]1. A world lives[/]: we shall {system.summary}. There is no model yet: something simpler answers."
+    )
     with _world(desk, system, seed, days, drift, desk.progress) as lived, desk.registry() as registry:
         lived.history()
         out.print(f"   The log holds {lived.log.head().position:,} events.")
@@ -172,14 +174,19 @@ def _serve_a_day(desk: Desk, lived: Simulation) -> Document:
     """Answer online, then compute the same features offline: they must be the same numbers."""
     log, system, start = lived.log, lived.system, lived.log.head().position
     said = [(request, reply.answer) for batch in lived.serve(1) for request, reply in batch]
-    gap = parity(system, log, models(system, lived.registry), start).gap
+    compared = parity(system, log, models(system, lived.registry), start)
+    gap = compared.gap
     counts = _show_answers(desk, system, said)
-    desk.out.print(f"   Online and offline features differ by at most {gap:.1e}, relative to their size.")
+    desk.out.print(
+        f"   Online and offline features of {compared.answers:,} answers differ by at most {gap:.1e}, relative to their"
+        " size.", soft_wrap=True,
+    )  # fmt: skip
     return {
         "requests": len(said),
         "answers": counts,
         "events": log.head().position - start,
         "online_offline_gap": gap,
+        "compared": compared.answers,
     }
 
 

@@ -208,8 +208,8 @@ class Service(Generic[Q, P, A]):
             for i, (place, request, p) in enumerate(zip(part.places, part.requests, said, strict=True)):
                 seen, kept = x[offsets[i] : offsets[i + 1]], None
                 if self.system.many is not None:
-                    which = [] if isinstance(p, RowError) else self.system.many.kept(p)
-                    seen, kept = seen[which], part.rows.of(i).take(pa.array(which, pa.int64()))
+                    which = np.array(() if isinstance(p, RowError) else self.system.many.kept(p), np.int64)
+                    seen, kept = seen[which], part.rows.of(i).take(pa.array(which))
                 choice = part.choice
                 score = math.nan if isinstance(p, RowError) else self.system.score(p)
                 if isinstance(p, RowError) or not math.isfinite(score):

@@ -114,7 +114,7 @@ def stall(**changed: Any) -> AnySystem:
         unit=lambda ask: ask.user, score=lambda p: float(len(p)), hears=Delivery, before=lambda: Stall(()),
         decide=lambda ask, p, luck: Offer(fruit=tuple(name for _, name in p)),
         degraded=(lambda ask, luck: Offer(fruit=()),),
-        many=ManyRows(key="fruit", seen="shown", replay=replay, kept=lambda p: [j for j, _ in p]), **changed,
+        many=ManyRows(key="fruit", seen="shown", replay=replay, kept=lambda p: tuple(j for j, _ in p)), **changed,
     )  # fmt: skip
 
 
