@@ -10,6 +10,7 @@ others do in the registry is told, and the champion that they chose is watched.
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,6 +33,7 @@ from common.registry.audit import TRAFFIC
 from common.registry.gates import CHAMPION
 from common.registry.registry import Registry
 from common.schema import Event
+from common.serving.following import bring
 from common.serving.live import Live
 from common.serving.service import Reply
 from common.system import Answered, AnySystem, Examples, Model
@@ -77,6 +79,7 @@ class _Canary:
     first: int  # row of the journal
     model: Model[Any, Any]  # from its bundle, as training would load it
     gaps: dict[int, float] = field(default_factory=dict)  # by row
+    heard: int = 0  # position of the log up to which its model was told
     is_held: bool = False
 
 
@@ -124,7 +127,9 @@ class Loop:
         if champion is None:
             raise BadSetting(f"{system.name}: must have a champion to watch, has none")
         self._champion = champion
-        self._watch = begin(journal, registry, champion, clock.now(), policy.watching)
+        self._watch = begin(
+            journal, registry, champion, clock.now(), policy.watching, prepare=partial(bring, system, log)
+        )
 
     def answered(self, replies: Sequence[Reply[Any]]) -> None:
         """Count what callers were given."""
@@ -175,7 +180,10 @@ class Loop:
         """Judge another champion from now on, against the weeks before."""
         now, habits = self.clock.now(), self._watch.habits
         self._champion = champion
-        self._watch = begin(self.journal, self.registry, champion, now, self.policy.watching, habits)
+        self._watch = begin(
+            self.journal, self.registry, champion, now, self.policy.watching, habits,
+            prepare=partial(bring, self.system, self.log),
+        )  # fmt: skip
         self._alarms.anew(UNSEEN, column=SCORE)  # which needs a reference of its own first
         self._alarms.anew("FeatureDrift")  # two chunks in a row of one champion
 
@@ -360,6 +368,7 @@ class Loop:
             held = self._events.get(kind)
             new = self.log.read(kind, held["position"][-1].as_py() if held is not None and held.num_rows else 0)
             self._events[kind] = new if held is None else pa.concat_tables([held, new])
+        canary.heard = bring(self.system, self.log, canary.model, canary.heard)
         asked = self.journal.table.take(pa.array(rows))
         positions = [self.journal.positions[row] for row in rows]
         seen = None if self.system.many is None else self.journal.seen(rows)[0]

@@ -256,7 +256,10 @@ def make(
         report = system.evaluate(model, test)
         others = dict(report.baselines)
         if champion is not None:
-            others[CHAMPION] = system.evaluate(system.load(registry.path(champion)), test).metrics
+            rival: Any = system.load(registry.path(champion))
+            if system.hears is not None:
+                rival.hear(known.events[system.hears.__name__])  # as it has, where it is live
+            others[CHAMPION] = system.evaluate(rival, test).metrics
     verdicts = [
         gate.check(report.metrics, others) if report.ceiling or not gate.needs_ceiling else gate.unasked()
         for gate in gates

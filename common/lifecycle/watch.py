@@ -5,7 +5,7 @@ nothing was wrong. What cannot be known yet is missing, not quiet.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -291,12 +291,18 @@ def begin(
     now: int,
     config: Watching,
     habits: LabelHabits | None = None,
+    prepare: Callable[[Any], object] = lambda model: None,
 ) -> Watch:
-    """The watch of a champion that begins now, with what it would have said in the weeks before."""
+    """The watch of a champion that begins now, with what it would have said in the weeks before.
+
+    `prepare` is called with its model, loaded from its files.
+    """
     version = registry.get(journal.system.name, champion)
     rows = journal.rows(max(now - config.reference, int(version.lineage["train"][1])), now)
     with registry.private(version) as folder:
-        said = scores(journal, journal.system.load(folder), rows)
+        model = journal.system.load(folder)
+    prepare(model)
+    said = scores(journal, model, rows)
     return Watch(journal, now, champion, rows, said, config, habits)
 
 
