@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -16,6 +17,7 @@ from common.monitoring.logs import Logs
 from common.monitoring.sinks import Alertmanager, Sink, Webhook
 from common.registry.audit import CHALLENGER
 from common.registry.gates import CHAMPION
+from common.serving.following import bring
 from common.system import AnySystem
 
 JUDGED = ("FeatureDrift", "LabelSurprise", "DataFlaw", "LabelFlaw", "MonitoringStopped")
@@ -39,7 +41,7 @@ def watch(desk: Desk, arguments: argparse.Namespace) -> Document:
         with desk.progress.step("answers and outcomes from the log"):
             journal = Journal.read(system, log, first - config.reference)
         clock, share = SimulatedClock(first), registry.traffic(system.name).canary_share
-        watched = begin(journal, registry, champion, first, config)
+        watched = begin(journal, registry, champion, first, config, prepare=partial(bring, system, log))
         standard = _rules(system, config)
         series, alarms = Series(windows(standard), lookback=2 * DAY), Alarms(standard, clock)
         for day in range(first + DAY, last + DAY, DAY):

@@ -107,6 +107,9 @@ class FaultyModel:
     kind: str
     wait: Callable[[int], None]  # us
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
     def rows(self, requests: Sequence[Any]) -> Rows:
         return self.model.rows(requests)
 
