@@ -129,5 +129,6 @@ SIMULATED = replace(FULL, queries_per_day=250.0, shoppers=4_000)
 
 # Four departments of ten.
 SMALL = replace(
-    FULL, days=60, history_days=40, categories=4, products=2_000, shoppers=800, queries_per_day=150.0, tail_count=1
+    FULL, days=90, history_days=60, categories=4, products=2_000, shoppers=500, queries_per_day=80.0, tail_count=1,
+    test_days=10,
 )  # fmt: skip
