@@ -195,11 +195,10 @@ def test_without_swaps_or_clicks_what_was_thought_before_is_kept() -> None:
 def by_place(seed: int, n: int) -> tuple[Ints, Ints, np.ndarray[Any, np.dtype[np.bool_]]]:
     """Places by the ranker, ranks after swaps and clicks of n pages; looks fall with steepness 0.9."""
     source, config = np.random.default_rng(seed), replace(SMALL, swapped=0.5)
-    rank = np.tile(np.arange(1, RANKS + 1), (n, 1))
+    place, rank = (np.tile(np.arange(1, RANKS + 1), (n, 1)) for _ in range(2))
     for row, luck in zip(rank, source.random(n).tolist(), strict=True):
-        if place := swap(config, luck, RANKS):
-            row[[0, place - 1]] = row[[place - 1, 0]]
-    place = np.tile(np.arange(1, RANKS + 1), (n, 1))
+        if other := swap(config, luck, RANKS):
+            row[[0, other - 1]] = row[[other - 1, 0]]
     clicked = source.random(rank.shape) < 0.5 * place**-0.3 * rank**-0.9
     return place.ravel(), rank.ravel(), clicked.ravel()
 
