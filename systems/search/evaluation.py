@@ -34,7 +34,8 @@ def evaluate(config: Config, model: Ranks, examples: Examples[Query]) -> Report:
     """By query, each counted once. BM25 finds only what shares a word with the query.
 
     A query for which nothing is relevant, or nothing is found, has an nDCG of 0, as its ceiling has. Without a truth
-    only queries with a click can be judged, by the clicks that there were; all else then counts as not relevant.
+    only queries with a click can be judged, and of them the order of what was shown (condensed lists, Sakai 2007): a
+    ranker that would have shown something else must not lose because nobody could click on it.
     """
     offsets, columns = examples.rows.offsets, examples.rows.columns
     ranker = model.ranker
@@ -66,8 +67,9 @@ def judged(examples: Examples[Query], ranker: Ranker, scores: Array, is_found: F
     """By metric, of each query, (n_requests,); NaN where it says nothing. Equal scores stay in retrieval's order."""
     offsets, owner, n = examples.rows.offsets, examples.rows.owner, len(examples)
     ideal = np.zeros(n)
-    rank = ranks(ordered(np.where(is_found, scores, -np.inf), offsets), offsets)
-    discount = np.where(is_found & (rank <= AT), 1 / np.log2(rank + 1), 0.0)
+    counted = is_found if examples.truth else is_found & (examples.weights > 0)
+    rank = ranks(ordered(np.where(counted, scores, -np.inf), offsets), offsets)
+    discount = np.where(counted & (rank <= AT), 1 / np.log2(rank + 1), 0.0)
     first = np.full(n, np.inf)
     if examples.truth:
         relevance = examples.truth["relevance"]
@@ -88,7 +90,7 @@ def judged(examples: Examples[Query], ranker: Ranker, scores: Array, is_found: F
         ideal = np.bincount(owner, np.where(best <= AT, gain / np.log2(best + 1), 0.0), n).astype(np.float64)
         ndcg = np.divide(np.bincount(owner, gain * discount, n), ideal, out=np.full(n, np.nan), where=ideal > 0)
         recall = np.full(n, np.nan)
-    np.minimum.at(first, owner[good & is_found], rank[good & is_found].astype(float))
+    np.minimum.at(first, owner[good & counted], rank[good & counted].astype(float))
     some = np.bincount(owner[is_found], minlength=n) > 0
     return {
         f"ndcg_at_{AT}": ndcg,

@@ -142,7 +142,7 @@ def ndcg(ranker: Ranker, examples: Examples[Query]) -> Array:
 
 
 def report(ranker: Ranker, examples: Examples[Query]) -> Report:
-    return evaluation.evaluate(SMALL, SimpleNamespace(ranker=ranker), examples)
+    return evaluation.evaluate(SMALL, SimpleNamespace(ranker=ranker, widened=lambda requests, rows, x: x), examples)
 
 
 # Where shoppers look
@@ -177,6 +177,8 @@ def test_looks_fall_with_the_rank_and_what_few_see_counts_for_more_but_not_for_a
     assert (np.diff(chance) < 0).all()
     np.testing.assert_allclose(weight, np.minimum(1 / chance, 10.0))
     assert (TRUE.chance(rank[1:], phone[1:]) < TRUE.chance(rank[1:], 0 * phone[1:])).all()
+    np.testing.assert_array_equal(learned().weights("phone", range(100)), weight)
+    np.testing.assert_array_equal(learned().weights("desktop", range(20, 40)), TRUE.weights(rank, 0 * phone)[20:40])
 
 
 def test_swaps_tell_how_steeply_looks_fall_on_each_device() -> None:
@@ -241,11 +243,12 @@ def test_the_same_clicks_give_the_same_ranker_and_a_loaded_one_says_the_same(tmp
     assert {path.name for path in tmp_path.iterdir()} == {"trees.txt", "ranker.json"}
 
 
-def test_without_a_click_on_held_out_days_nothing_can_be_learned() -> None:
+def test_where_none_or_all_of_the_pages_were_clicked_nothing_can_be_learned() -> None:
     examples = known()
-    nobody = replace(examples, labels=np.where(examples.weights > 0, 0.0, np.nan))
-    with pytest.raises(BadSetting, match="train: must have clicks in both of its parts, got 0"):
-        taught(nobody)
+    for all_of_them, said in ((0.0, "got 0 clicks"), (1.0, "and held out (.*) such pages of \\1$")):
+        same = replace(examples, labels=np.where(examples.weights > 0, all_of_them, np.nan))
+        with pytest.raises(BadSetting, match=f"train: must have clicks, and .*{said}"):
+            taught(same)
 
 
 def test_what_became_of_a_page_that_is_not_known_yet_teaches_nothing() -> None:
@@ -256,6 +259,19 @@ def test_what_became_of_a_page_that_is_not_known_yet_teaches_nothing() -> None:
     )
     other = replace(blind, x=np.where(late[:, None], -blind.x, blind.x))
     assert taught(blind).booster.model_to_string() == taught(other).booster.model_to_string()
+
+
+def test_of_what_nobody_was_shown_only_what_is_far_behind_teaches_anything() -> None:
+    earlier, _ = halves(known())
+    config = replace(SMALL, min_data_in_leaf=20, passed_over=25)
+
+    def trees(first: int, last: int) -> str:
+        """With other features of those candidates."""
+        place = np.arange(len(earlier.x)) % CANDIDATES
+        x = np.where(((place >= first) & (place < last))[:, None], -earlier.x, earlier.x)
+        return Ranker.taught(config, replace(earlier, x=x), start(config), TRUE).booster.model_to_string()
+
+    assert trees(20, 25) == trees(0, 0) != trees(25, 30)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=6), max_size=6))
@@ -459,7 +475,7 @@ def test_looks_are_as_steep_as_shoppers_of_the_world_look() -> None:
 
 def test_rows_of_the_past_are_judged_as_the_world_judges_rankings() -> None:
     examples, world = lived()
-    ranker = Ranker.fit(CONFIG, examples, start(CONFIG))
+    ranker = Ranker.taught(CONFIG, examples, start(CONFIG), estimate(CONFIG, examples))
     some = examples.between(0, int(examples.as_of[300]))
     ranked = ranker.rank(some.x, some.rows.offsets)
     ids = some.rows.columns["product_id"].to_numpy()
