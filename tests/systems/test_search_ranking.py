@@ -376,6 +376,14 @@ def test_without_a_truth_clicks_judge_each_by_its_place_and_agree_on_who_is_bett
         assert judge.metrics["ndcg_at_10"] > judge.baselines["fused"]["ndcg_at_10"]
 
 
+def test_by_clicks_what_was_not_shown_is_in_nobodys_way() -> None:
+    _, later = halves(looked_at(0, told=False))
+    scores, everything = learned().attraction(later.x), np.ones(len(later.x), bool)
+    first = np.where(later.weights > 0, scores, 2.0)
+    one, other = (evaluation.judged(later, TRUE, s, everything)["ndcg_at_10"] for s in (scores, first))
+    np.testing.assert_array_equal(one, other)
+
+
 def test_clicks_in_the_order_of_their_weights_are_the_best_ranking_by_clicks() -> None:
     _, later = halves(looked_at(0, told=False))
     rank, is_phone = (later.rows.columns[name].to_numpy() for name in ("rank", "is_phone"))
