@@ -98,7 +98,7 @@ class Config:
     steepness: float = 1.0  # rank r is looked at with chance r ** -steepness: what is thought before clicks tell
     steepness_spread: float = 0.5  # standard deviation of that thought
     most_weight: float = 10.0  # of a click, as a multiple of one at the first rank
-    learned_from: int = 40  # candidates of a query, whether they were shown or not
+    passed_over: int = 50  # candidates from this one on that were not shown count as not clicked
     seed: int = 0
     threads: int = 1  # of LightGBM: another number sums in another order
     trees: int = 400  # at most
