@@ -96,7 +96,7 @@ class Plain:
         if self._index is None:
             return [Found((), (), (), UNKNOWN, NO_NOTE) for _ in requests]
         looks = assumed(self.config)
-        ranks = [np.arange(*_places(query)) + 1.0 for query in requests]
+        ranks = [np.arange(*_places(query), dtype=np.float64) + 1 for query in requests]
         phones = [np.full(query.page_size, query.device == "phone") for query in requests]
         pages = [looks.weights(rank, phone) for rank, phone in zip(ranks, phones, strict=True)]
         order = np.arange(rows.columns.num_rows)  # retrieval's
