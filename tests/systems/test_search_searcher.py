@@ -48,7 +48,7 @@ FLAT = Examination(0.0, 0.0, 10.0)  # all places are looked at
 
 
 def product(name: str, title: str, at: int = T0, **more: Any) -> Product:
-    told = {"category": "furniture", "brand": "Norvik", "colour": "grey", "price": 100.0} | more
+    told: dict[str, Any] = {"category": "furniture", "brand": "Norvik", "colour": "grey", "price": 100.0} | more
     return Product(event_id=f"{name}@{at}.{title}", event_timestamp=at, product_id=name, title=title, **told)
 
 

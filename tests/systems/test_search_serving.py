@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Thread
+from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -33,7 +34,7 @@ for package in ("bm25s", "faiss", "lightgbm", "onnx", "Stemmer", "tokenizers"):
 from common.clock import DAY, Clock, WallClock  # noqa: E402
 from common.data.log import EventLog  # noqa: E402
 from common.data.snapshots import Snapshots  # noqa: E402
-from common.encoder import Encoder, weights  # noqa: E402
+from common.encoder import Encoder, making, weights  # noqa: E402
 from common.features.view import feature_names  # noqa: E402
 from common.lifecycle import training  # noqa: E402
 from common.lifecycle.parity import TOLERANCE, models, parity  # noqa: E402
@@ -42,12 +43,14 @@ from common.progress import Progress  # noqa: E402
 from common.registry.keys import Keys  # noqa: E402
 from common.registry.registry import Registry  # noqa: E402
 from common.serving.auth import ApiKeys  # noqa: E402
+from common.serving.following import Follower  # noqa: E402
+from common.serving.live import Loaded, View  # noqa: E402
 from common.serving.server import application  # noqa: E402
 from common.settings import Settings  # noqa: E402
 from common.system import Answered, AnySystem  # noqa: E402
 from systems.search.config import SMALL  # noqa: E402
 from systems.search.data import Feedback, Product, Query, normalise  # noqa: E402
-from systems.search.model import searcher  # noqa: E402
+from systems.search.model import Plain, searcher  # noqa: E402
 from systems.search.model.index import Index  # noqa: E402
 from systems.search.model.lexical import Analyser  # noqa: E402
 from systems.search.system import build  # noqa: E402
@@ -58,7 +61,7 @@ CONFIG: Final = replace(
     SMALL, days=14, history_days=14, products=300, categories=2, shoppers=80, queries_per_day=40.0, validation_days=2,
     test_days=2, trees=20, min_data_in_leaf=10,
 )  # fmt: skip
-SAID: Final = {"who": "ada", "why": "a test"}
+SAID: Final[dict[str, Any]] = {"who": "ada", "why": "a test"}
 
 
 class Later:
@@ -417,7 +420,7 @@ def test_a_product_that_is_none_is_refused_naming_field_and_rule_and_no_value(
 
 
 def test_products_with_little_or_much_or_odd_text_are_found(shop: Served) -> None:
-    told = {
+    told: dict[str, dict[str, Any]] = {
         "long": {"title": "Quibbleton " + "x" * 289},
         "wordy": {"title": "Quibbleton lamp", "description": "bright " * 714},
         "bare": {"title": "Quibbleton"},
@@ -476,6 +479,28 @@ def test_what_is_told_is_found_changed_and_gone_in_every_process_and_after_a_res
         assert prices(one) == []
 
 
+def test_a_version_that_cannot_hear_keeps_no_other_from_hearing(tmp_path: Path) -> None:
+    class Deaf(Plain):
+        def hear(self, events: pa.Table) -> None:
+            raise ValueError("too loud")
+
+    system, said, plain = build(CONFIG), list[str](), Plain(CONFIG)
+    loaded = {name: Loaded(name, model, "") for name, model in (("deaf", Deaf(CONFIG)), ("plain", plain))}
+    live: Any = SimpleNamespace(current=View(models=loaded))
+    sofa = Product(
+        event_id="p", event_timestamp=CONFIG.start, product_id="p", title="Norvik sofa", category="furniture",
+        brand="Norvik", colour="grey", price=9.0,
+    )  # fmt: skip
+    asked = Query(event_id="q", event_timestamp=CONFIG.start, shopper_id="s", text="sofa")
+    with EventLog(tmp_path / "log.db", Later(), system.logged) as log:
+        follower = Follower(system, log, said.append)
+        for n in (1, 2):
+            log.append([sofa.model_copy(update={"event_id": f"p{n}", "price": float(n)})])
+            follower.try_step(live)
+            assert plain.rows([asked]).columns["price"].to_pylist() == [n]
+    assert said == ["search: ValueError('too loud')"]
+
+
 def test_versions_change_while_queries_run_and_none_fails_or_forgets_what_it_heard(made: Made, home: Path) -> None:
     first, second = made.names
     stop, failed, seen = Event(), list[object](), list[str]()
@@ -514,7 +539,7 @@ def train(made: Path, home: Path) -> None:
     (encoder, *_) = (made / "home" / "bundles").glob("*/index/encoder")
     system = build(replace(CONFIG, trees=3))
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        patch.setattr(searcher.making, "int8", lambda *_: Encoder.load(encoder))
+        patch.setattr(making, "int8", lambda *_: Encoder.load(encoder))
         log = stack.enter_context(EventLog(home / "search" / "log.db", Later(), system.logged))
         registry = stack.enter_context(Registry(home, Later(), Keys(made / "keys")))
         training.train(
