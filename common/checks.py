@@ -188,8 +188,8 @@ def check_the_model_stays_below_the_ceiling(b: Bench) -> None:
 
 def check_a_planted_leak_is_caught(b: Bench) -> None:
     def leaky(part: Examples[Any]) -> Examples[Any]:
-        known = [np.nan_to_num(part.labels), *part.truth.values()]
-        return replace(part, x=np.column_stack([part.x, *known]), names=(*part.names, "leak", *part.truth))
+        known = next(iter(part.truth.values()), np.nan_to_num(part.labels))  # what only the world knows of each row
+        return replace(part, x=np.column_stack([part.x, known]), names=(*part.names, "leak"))
 
     failed = [v.gate.metric for v in b.verdicts(*map(leaky, b.parts)) if not v.passed]
     assert "above_ceiling" in failed

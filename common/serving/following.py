@@ -55,11 +55,18 @@ class Follower:
             self._thread.join()
 
     def step(self, live: Live) -> None:
-        """Tell each live version what it has not heard."""
+        """Tell each live version what it has not heard; raises what one of them raises, when all have been told."""
         models = {id(loaded.model): loaded.model for loaded in live.current.models.values()}
-        self._heads = {
-            key: bring(self._system, self._log, model, self._heads.get(key, 0)) for key, model in models.items()
-        }
+        heads = {key: self._heads.get(key, 0) for key in models}
+        problem: Exception | None = None
+        for key, model in models.items():
+            try:
+                heads[key] = bring(self._system, self._log, model, heads[key])
+            except Exception as error:  # whatever it is, the others are to hear
+                problem = error
+        self._heads = heads
+        if problem is not None:
+            raise problem
 
     def try_step(self, live: Live) -> None:
         """The same; whatever happens is said once, and tried again."""

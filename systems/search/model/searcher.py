@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from common.encoder import making, weights
 from common.encoder.weights import Floats
+from common.errors import NotFound
 from common.features.view import Array, ints
 from common.schema import from_table
 from common.system import Answered, Examples, Params, RowError, Rows
@@ -17,7 +18,7 @@ from systems.search.config import SMALL, Config
 from systems.search.data import Hit, Query, Results, redacted
 from systems.search.data.catalogue import NEVER, catalogue
 from systems.search.model.affinity import Affinity, learn
-from systems.search.model.clicks import assumed, estimate
+from systems.search.model.clicks import RANKS, assumed, estimate
 from systems.search.model.index import Encodes, Index, Mute
 from systems.search.model.ranker import Ranker
 from systems.search.model.retrieval import NO_NOTE, Note
@@ -32,7 +33,7 @@ UNKNOWN: Final = 0.5  # P(click) where nothing was learned
 class Found:
     """What a version says to one query."""
 
-    order: tuple[int, ...]  # its rows, the best first, to the end of the page that was asked for
+    order: tuple[int, ...]  # its rows, the best first, to the end of the page, at least of the usual first one
     hits: tuple[Hit, ...]  # of that page
     weights: tuple[float, ...]  # what a click on each place of that page counts for
     satisfaction: float  # P(a click on the page)
@@ -127,8 +128,8 @@ def _found(
     for i, query in enumerate(requests):
         first, last = rows.offsets[i : i + 2].tolist()
         start, stop = _places(query)
-        best = order[first:last][:stop]
-        page = best[start:]
+        best = order[first:last][: max(stop, RANKS)]  # those of a short page would not say how satisfying it is
+        page = best[start:stop]
         note = NO_NOTE if rows.notes is None else rows.notes[i]
         hits = index.hits(query, note, ids[page].tolist(), scores[page].tolist(), prices[page].tolist())
         found = tuple((best - first).tolist())
@@ -174,7 +175,9 @@ class Library:
         return self._encoder
 
     def index(self, products: pa.Table, queries: pa.Table) -> Index:
-        """Of a snapshot's products, with what was asked until then; a copy that may hear of more."""
+        """Of a snapshot's products, with what was asked until then; a copy that may hear of more. Raises NotFound."""
+        if not products.num_rows:
+            raise NotFound("search: the log holds no Product")
         of = (int(products["position"][-1].as_py()), queries.num_rows)
         if self._index is None or self._of != of:
             self._index, self._of = Index.build(self.config, products, self.encoder, queries), of
