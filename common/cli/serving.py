@@ -10,7 +10,7 @@ from contextlib import closing
 from common.cli.desk import Desk, Document
 from common.clock import DAY
 from common.serving.auth import ApiKeys
-from common.system import find
+from common.system import Page, find
 
 FIRST = "first"
 LIFETIME = 30 * DAY
@@ -39,6 +39,8 @@ def serve(desk: Desk, arguments: argparse.Namespace) -> Document:
             example = shlex.quote(systems[0].examples[0].model_dump_json())
             print(f"API key, for {LIFETIME // DAY} days, shown only now: {key}")
             print(f"curl -H 'authorization: Bearer {key}' -d {example} {url}/v1/{names[0]}/score", flush=True)
+        for page in (route for system in systems for route in system.routes if isinstance(route, Page)):
+            print(f"{page.summary}: {url}/{page.name}{f'#key={key}' if key else ''}", flush=True)
 
     try:
         workers.serve(desk.settings, names, arguments.preset, listener, arguments.workers, ready)
