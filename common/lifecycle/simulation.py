@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from common.clock import DAY, HOUR, SECOND, SimulatedClock
 from common.data.log import EventLog
@@ -294,13 +295,14 @@ class Simulation:
             self._open()
         assert self._answers is not None
         span = (max(self.clock.now(), self.start), self.start + until * DAY)
-        for answered in live(
-            self.system, self.world, self.log, self._answers, span,
-            batch=64, progress=self.progress, journal=self.journal, passed=self._passed,
-        ):  # fmt: skip
-            if self.loop is not None:
-                self.loop.answered([reply for _, reply in answered])
-            yield answered
+        with threadpool_limits(1):  # a micro-batch is too small for two threads, which would only wait for each other
+            for answered in live(
+                self.system, self.world, self.log, self._answers, span,
+                batch=64, progress=self.progress, journal=self.journal, passed=self._passed,
+            ):  # fmt: skip
+                if self.loop is not None:
+                    self.loop.answered([reply for _, reply in answered])
+                yield answered
 
     def watch(self, bad: tuple[int, str] | None = None) -> None:
         """Begin the loop; until then the first champion stays. `bad`: on a day, a bad candidate of a kind."""

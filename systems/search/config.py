@@ -98,7 +98,7 @@ class Config:
     steepness: float = 1.0  # rank r is looked at with chance r ** -steepness: what is thought before clicks tell
     steepness_spread: float = 0.5  # standard deviation of that thought
     most_weight: float = 10.0  # of a click, as a multiple of one at the first rank
-    learned_from: int = 40  # candidates of a query, whether they were shown or not
+    passed_over: int = 50  # candidates from this one on that were not shown count as not clicked
     seed: int = 0
     threads: int = 1  # of LightGBM: another number sums in another order
     trees: int = 400  # at most
@@ -129,5 +129,6 @@ SIMULATED = replace(FULL, queries_per_day=250.0, shoppers=4_000)
 
 # Four departments of ten.
 SMALL = replace(
-    FULL, days=60, history_days=40, categories=4, products=2_000, shoppers=800, queries_per_day=150.0, tail_count=1
+    FULL, days=90, history_days=60, categories=4, products=2_000, shoppers=500, queries_per_day=80.0, tail_count=1,
+    test_days=10,
 )  # fmt: skip

@@ -12,6 +12,7 @@ from common.registry.gates import CHAMPION, Gate
 from common.system import Examples, Report, Rows
 from systems.search.config import Config
 from systems.search.data import Query
+from systems.search.model.clicks import Examination, estimate
 from systems.search.model.ranker import Ranker, ordered, ranks
 
 Flags = NDArray[np.bool_]
@@ -34,23 +35,25 @@ def evaluate(config: Config, model: Ranks, examples: Examples[Query]) -> Report:
     """By query, each counted once. BM25 finds only what shares a word with the query.
 
     A query for which nothing is relevant, or nothing is found, has an nDCG of 0, as its ceiling has. Without a truth
-    only queries with a click can be judged, by the clicks that there were; all else then counts as not relevant.
+    only queries with a click can be judged, and of them the order of what was shown (condensed lists, Sakai 2007): a
+    ranker that would have shown something else must not lose because nobody could click on it.
     """
     offsets, columns = examples.rows.offsets, examples.rows.columns
     ranker = model.ranker
     scores = ranker.attraction(model.widened(examples.requests, examples.rows, examples.x), threads=config.threads)
     everything = np.ones(len(scores), bool)
     lexical, dense, fused = (numbers(columns[name]) for name in ("lexical", "dense", "fused"))
-    found = judged(examples, ranker, scores, everything)
+    looks = estimate(config, examples)  # the same for all that are compared
+    found = judged(examples, looks, scores, everything)
     metrics = means(found) | satisfied(examples, ranker, scores)
     if examples.ceiling is not None:
         metrics["above_ceiling"] = above(examples, found["ndcg_at_10"])
     return Report(
         metrics=metrics,
         baselines={
-            "bm25": means(judged(examples, ranker, lexical, lexical > 0)),
-            "dense": means(judged(examples, ranker, dense, everything)),
-            "fused": means(judged(examples, ranker, fused, everything)),
+            "bm25": means(judged(examples, looks, lexical, lexical > 0)),
+            "dense": means(judged(examples, looks, dense, everything)),
+            "fused": means(judged(examples, looks, fused, everything)),
         },
         ceiling={} if examples.ceiling is None else {"ndcg_at_10": float(examples.ceiling.mean())},
         segments={
@@ -62,37 +65,41 @@ def evaluate(config: Config, model: Ranks, examples: Examples[Query]) -> Report:
     )
 
 
-def judged(examples: Examples[Query], ranker: Ranker, scores: Array, is_found: Flags) -> dict[str, Array]:
+def judged(examples: Examples[Query], looks: Examination, scores: Array, is_found: Flags) -> dict[str, Array]:
     """By metric, of each query, (n_requests,); NaN where it says nothing. Equal scores stay in retrieval's order."""
     offsets, owner, n = examples.rows.offsets, examples.rows.owner, len(examples)
     ideal = np.zeros(n)
-    rank = ranks(ordered(np.where(is_found, scores, -np.inf), offsets), offsets)
-    discount = np.where(is_found & (rank <= AT), 1 / np.log2(rank + 1), 0.0)
-    first = np.full(n, np.inf)
+    counted = is_found if examples.truth else is_found & (examples.weights > 0)
+    rank = ranks(ordered(np.where(counted, scores, -np.inf), offsets), offsets)
+    discount = np.where(counted & (rank <= AT), 1 / np.log2(rank + 1), 0.0)
     if examples.truth:
         relevance = examples.truth["relevance"]
         ideal[owner] = examples.truth["ideal"]
         relevant = np.zeros(n)
         relevant[owner] = examples.truth["relevant"]
-        gain, good = 2**relevance - 1, relevance >= GOOD
-        dcg = np.bincount(owner, gain * discount, n)
+        dcg = np.bincount(owner, (2**relevance - 1) * discount, n)
         ndcg = np.divide(dcg, ideal, out=np.zeros(n), where=ideal > 0)
         kept = np.bincount(owner[is_found & (rank <= FOUND) & (relevance > 0)], minlength=n)
         recall = np.divide(kept, relevant, out=np.full(n, np.nan), where=relevant > 0)
+        first, good = np.full(n, np.inf), counted & (relevance >= GOOD)
+        np.minimum.at(first, owner[good], rank[good].astype(float))
+        reciprocal = 1 / first
     else:
-        clicked = examples.labels > 0
         is_phone, position = (numbers(examples.rows.columns[name]) for name in ("is_phone", "rank"))
-        gain = np.where(clicked, ranker.examination.weights(position, is_phone), 0.0)
-        good = clicked
+        clicked = examples.labels > 0
+        gain = np.where(clicked, looks.weights(position, is_phone), 0.0)
         best = ranks(ordered(gain, offsets), offsets)
-        ideal = np.bincount(owner, np.where(best <= AT, gain / np.log2(best + 1), 0.0), n).astype(np.float64)
-        ndcg = np.divide(np.bincount(owner, gain * discount, n), ideal, out=np.full(n, np.nan), where=ideal > 0)
-        recall = np.full(n, np.nan)
-    np.minimum.at(first, owner[good & is_found], rank[good & is_found].astype(float))
+        ideal[:] = np.bincount(owner, np.where(best <= AT, gain / np.log2(best + 1), 0.0), n)
+        told = ideal > 0
+        # by that of the mean query: by its own, the weight of an only click would cancel out
+        ndcg = np.where(
+            told, np.bincount(owner, gain * discount, n) / max(ideal.sum() / max(told.sum(), 1), 1e-9), np.nan
+        )
+        reciprocal = recall = np.full(n, np.nan)
     some = np.bincount(owner[is_found], minlength=n) > 0
     return {
         f"ndcg_at_{AT}": ndcg,
-        "mrr": np.where(np.isnan(ndcg), np.nan, 1 / first),
+        "mrr": reciprocal,
         f"recall_at_{FOUND}": recall,
         "zero_result_rate": (~some).astype(float),
     }

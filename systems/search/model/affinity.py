@@ -69,14 +69,16 @@ def learn(index: Index, examples: Examples[Query], looks: Examination) -> tuple[
     terms = index.terms([query.text for query in examples.requests])
     day = examples.as_of // DAY
     for today in np.unique(day).tolist():
-        weights = _weights(seen, hoped)
+        told = list[tuple[Cells, Array, Array]]()
         for i in np.flatnonzero(day == today).tolist():
             first, last = rows.offsets[i : i + 2].tolist()
             cells, of = crossed(documents, terms[i], [documents.place[name] for name in ids[first:last]])
-            out[first:last] = _mean(weights[cells], of, last - first)
+            out[first:last] = _mean(_weights(seen[cells], hoped[cells]), of, last - first)
             if per_look[i] > 0:
-                np.add.at(seen, cells, clicked[first:last][of])
-                np.add.at(hoped, cells, expected[first:last][of])
+                told.append((cells, clicked[first:last][of], expected[first:last][of]))
+        for cells, was, might in told:  # only now: a day does not see itself
+            np.add.at(seen, cells, was)
+            np.add.at(hoped, cells, might)
     return out, Affinity(_weights(seen, hoped).astype(np.float32))
 
 

@@ -1,10 +1,10 @@
 """Where shoppers look. A click says as much about the place of a product as about the product."""
 
-import json
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from common.features.view import Array, numbers
@@ -16,6 +16,7 @@ Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 RANKS: Final = 20  # of the usual page: places that are compared with the first one
+SWAPPED: Final = r'"swapped":\s*(?P<rank>\d+)'  # in the JSON of an answer, where to read all of it takes long
 LOG_RANK: Final = np.log(np.arange(1, RANKS + 1))
 _SHARE: Final = np.cumsum(1 / np.arange(2, RANKS + 1))  # how often each place changes with the first, up to a factor
 ROUNDS: Final = 50  # of Newton's method; a handful is enough
@@ -104,8 +105,6 @@ def before_swaps(rank: Ints, swapped: Ints) -> Ints:
 def _swapped(examples: Examples[Query]) -> Ints:
     """(n_requests,)"""
     said = examples.events["Answered"]
-    of_request = {
-        request: int(json.loads(answer).get("swapped", 0))
-        for request, answer in zip(said["request_id"].to_pylist(), said["answer"].to_pylist(), strict=True)
-    }
+    found = pc.struct_field(pc.extract_regex(said["answer"], SWAPPED), "rank").to_pylist()
+    of_request = {request: int(rank or 0) for request, rank in zip(said["request_id"].to_pylist(), found, strict=True)}
     return np.array([of_request.get(query.event_id, 0) for query in examples.requests], np.int64)

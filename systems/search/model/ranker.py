@@ -21,7 +21,7 @@ from common.features.view import Array, numbers
 from common.system import Examples, Params
 from systems.search.config import Config, Device
 from systems.search.data.events import Query
-from systems.search.model.clicks import RANKS, Examination, estimate
+from systems.search.model.clicks import RANKS, Examination
 
 Ints = NDArray[np.int64]
 
@@ -119,16 +119,14 @@ class Ranker:
         )  # fmt: skip
 
     @classmethod
-    def fit(cls, config: Config, examples: Examples[Query], params: Params) -> Self:
-        return cls.taught(config, examples, params, estimate(config, examples))
-
-    @classmethod
     def taught(cls, config: Config, examples: Examples[Query], params: Params, looks: Examination) -> Self:
         """By the position-based model: P(click) = P(look at the rank) x P(click, once looked at), the last by trees.
 
         Its likelihood is highest where clicks are explained by both, so no click has to be weighted by 1 / propensity,
         which makes the few from deep places loud (Wang et al. 2018 fit the same model with looks that are not known).
-        Candidates that nobody was shown count as not clicked at the end of the page: few would have looked.
+        What retrieval puts far behind and nobody was shown counts as not clicked at the end of the page, where few
+        look: trees that never saw such products would put some of them first. What it puts near the front is left out:
+        that the page did not show it says nothing against it.
         Trees grow on four days of five; the fifth ones stop them and calibrate the page's probability.
         """
         rows = _learnable(config, examples)
@@ -138,18 +136,21 @@ class Ranker:
         look = looks.chance(np.where(position > 0, position, RANKS + 1), is_phone)[rows]
         late = (examples.as_of // DAY % HELD_OUT == HELD_OUT - 1)[examples.rows.owner]
         is_late = late[rows]
-        if min(clicked[~is_late].sum(), clicked[is_late].sum()) < 1:
-            raise BadSetting(f"train: must have clicks in both of its parts, got {int(clicked.sum())}")
-        p = float(np.clip(clicked.sum() / look.sum(), SMALLEST, 0.5))
-        usual = float(logit(p))
-        booster = _boosted(config, params, examples, rows, clicked, look, is_late, usual)
-        scores = expit(usual + np.asarray(booster.predict(examples.x)))
         judged = late & (examples.weights > 0)
-        page = _any(clicks(looks, scores, np.where(judged, position, 0), is_phone), examples.rows.offsets)
         shown, hit = (
             np.bincount(examples.rows.owner[which], minlength=len(examples)) > 0
             for which in (judged, judged & (examples.labels > 0))
         )
+        if not clicked[~is_late].any() or not 0 < hit.sum() < shown.sum():
+            raise BadSetting(
+                "train: must have clicks, and on held-out days pages with one and without one, got "
+                f"{int(clicked.sum())} clicks, and held out {int(hit.sum())} such pages of {int(shown.sum())}"
+            )
+        p = float(np.clip(clicked.sum() / look.sum(), SMALLEST, 0.5))
+        usual = float(logit(p))
+        booster = _boosted(config, params, examples, rows, clicked, look, is_late, usual)
+        scores = expit(usual + np.asarray(booster.predict(examples.x)))
+        page = _any(clicks(looks, scores, np.where(judged, position, 0), is_phone), examples.rows.offsets)
         calibration = Calibration.fit(page[shown], hit[shown])
         return cls(booster, examples.names, usual, looks, calibration)
 
@@ -180,12 +181,12 @@ def _any(chance: Array, offsets: Ints) -> Array:
 
 
 def _learnable(config: Config, examples: Examples[Query]) -> Ints:
-    """Rows that were shown and whose clicks are known, and the first candidates beside them, of the same requests."""
+    """Rows that were shown and whose clicks are known, and those far behind that were not, of the same requests."""
     owner, offsets = examples.rows.owner, examples.rows.offsets
     known = examples.weights > 0
     asked = np.bincount(owner[known], minlength=len(examples)) > 0
     place = np.arange(len(owner)) - offsets[owner]
-    unseen = (numbers(examples.rows.columns["shown"]) == 0) & (place < config.learned_from)
+    unseen = (numbers(examples.rows.columns["shown"]) == 0) & (place >= config.passed_over)
     return np.flatnonzero(asked[owner] & (known | unseen))
 
 

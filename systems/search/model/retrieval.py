@@ -158,7 +158,7 @@ def search(
 ) -> Part:
     """One query. Where nothing is found, a bolder spelling is tried, then vectors alone, then without filters."""
     typed, rescue, is_set = normalise(query.text), None, filters(query)
-    keep, floor = allowed(stock, query), config.similarity_floor
+    keep, floor, live = allowed(stock, query), config.similarity_floor, int(stock.shelf.live.sum())
     hits = found(config, stock, said, keep, near, bool(is_set), floor)
     if not len(hits.places) and said.terms:
         bolder = understood(stock, analyser, typed, bold=True)
@@ -184,7 +184,7 @@ def search(
         deeper=_deeper(stock, query, hits),
         terms=said.terms,
     )
-    return Part(hits.places, {**numbers, "filters": len(is_set), "results": len(everything)}, note)
+    return Part(hits.places, {**numbers, "filters": len(is_set), "results": len(everything) / max(live, 1)}, note)
 
 
 def _numbers(

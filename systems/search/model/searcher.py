@@ -18,7 +18,7 @@ from systems.search.config import SMALL, Config
 from systems.search.data import Hit, Query, Results, redacted
 from systems.search.data.catalogue import NEVER, catalogue
 from systems.search.model.affinity import Affinity, learn
-from systems.search.model.clicks import RANKS, estimate
+from systems.search.model.clicks import RANKS, assumed, estimate
 from systems.search.model.index import Encodes, Index, Mute
 from systems.search.model.ranker import Ranker
 from systems.search.model.retrieval import NO_NOTE, Note
@@ -96,7 +96,10 @@ class Plain:
     def predict(self, requests: Sequence[Query], rows: Rows, x: Array) -> Sequence[Found | RowError]:
         if self._index is None:
             return [Found((), (), (), UNKNOWN, NO_NOTE) for _ in requests]
-        pages = [np.ones(query.page_size) for query in requests]
+        looks = assumed(self.config)
+        ranks = [np.arange(*_places(query), dtype=np.float64) + 1 for query in requests]
+        phones = [np.full(query.page_size, query.device == "phone") for query in requests]
+        pages = [looks.weights(rank, phone) for rank, phone in zip(ranks, phones, strict=True)]
         order = np.arange(rows.columns.num_rows)  # retrieval's
         scores = rows.columns["fused"].to_numpy()
         return _found(self._index, requests, rows, scores, order, pages, np.full(len(requests), UNKNOWN))
