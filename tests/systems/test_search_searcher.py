@@ -29,7 +29,7 @@ from common.system import Answered, Examples, RowError, Rows  # noqa: E402
 from systems.search.config import SMALL  # noqa: E402
 from systems.search.data import Product, Query, Results  # noqa: E402
 from systems.search.data.events import Hit  # noqa: E402
-from systems.search.model import Found, Library, Plain, searcher  # noqa: E402
+from systems.search.model import Found, Library, Plain, affinity, searcher  # noqa: E402
 from systems.search.model.affinity import learn  # noqa: E402
 from systems.search.model.clicks import Examination  # noqa: E402
 from systems.search.model.index import Index, Mute  # noqa: E402
@@ -294,7 +294,7 @@ def clicked(days: Sequence[int], texts: Sequence[str], clicks: Array) -> Example
 TEXTS = st.sampled_from(["couch", "oak couch", "light", "sofa", "?", "steel thing"])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), TEXTS), min_size=2, max_size=10).map(lambda pairs: sorted(pairs)),
     st.integers(0, 2**31), st.integers(0, 3),
@@ -306,8 +306,10 @@ def test_what_is_known_of_a_row_does_not_depend_on_clicks_of_its_day_or_later(
     source = np.random.default_rng(seed)
     first, other = source.choice([0.0, 1.0, np.nan], (2, len(asked), len(SHOP)))
     other = np.where(np.array(days)[:, None] >= day, other, first)
-    known, _ = learn(INDEX, clicked(days, texts, first), LOOKS)
-    again, _ = learn(INDEX, clicked(days, texts, other), LOOKS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(affinity, "BITS", 12)  # a small table is quickly made
+        known, _ = learn(INDEX, clicked(days, texts, first), LOOKS)
+        again, _ = learn(INDEX, clicked(days, texts, other), LOOKS)
     upto = np.repeat(np.array(days) <= day, len(SHOP))
     np.testing.assert_array_equal(known[upto], again[upto])
     assert not known[np.repeat(np.array(days) == days[0], len(SHOP))].any(), "on the first day nothing is known"
@@ -318,15 +320,15 @@ def test_which_products_a_word_means_is_learned_from_clicks_and_kept() -> None:
     texts = ["couch", "light"] * 20
     clicks = np.array([is_sofa if text == "couch" else ~is_sofa for text in texts], float)
     days = sorted(range(4)) * 10
-    known, affinity = learn(INDEX, clicked(sorted(days), texts, clicks), FLAT)
+    known, taught = learn(INDEX, clicked(sorted(days), texts, clicks), FLAT)
     with tempfile.TemporaryDirectory() as folder:
-        affinity.save(Path(folder))
-        affinity = type(affinity).load(Path(folder))
+        taught.save(Path(folder))
+        taught = type(taught).load(Path(folder))
     index = INDEX.copy()
     index.hear(logged([product("new", "Brackwood sofa pine", brand="Brackwood")], first=100))
     ids = [*(p.product_id for p in SHOP), "new"]
     of_a_shop = Rows(pa.table({"product_id": ids * 2}), np.array([0, len(ids), 2 * len(ids)]))
-    couch, light = affinity.of(index, [query("couch"), query("light")], of_a_shop).reshape(2, -1)
+    couch, light = taught.of(index, [query("couch"), query("light")], of_a_shop).reshape(2, -1)
     assert couch[:3].min() > max(0, couch[3:6].max())
     assert light[3:6].min() > max(0, light[:3].max())
     assert couch[6] > couch[3:6].max(), "also of a sofa that nobody has clicked on"
@@ -338,6 +340,6 @@ def test_what_is_clicked_as_often_as_it_is_looked_at_teaches_nothing() -> None:
     texts, days = ["couch"] * 200, sorted([0, 1, 2, 3] * 50)
     chance = 0.9 * LOOKS.chance(np.arange(1.0, len(SHOP) + 1), np.zeros(len(SHOP)))
     clicks = (np.random.default_rng(0).random((200, len(SHOP))) < chance).astype(float)
-    _, affinity = learn(INDEX, clicked(days, texts, clicks), LOOKS)
+    _, taught = learn(INDEX, clicked(days, texts, clicks), LOOKS)
     rows = Rows(pa.table({"product_id": [p.product_id for p in SHOP]}), np.array([0, len(SHOP)]))
-    assert np.abs(affinity.of(INDEX, [query("couch")], rows)).max() < 0.2
+    assert np.abs(taught.of(INDEX, [query("couch")], rows)).max() < 0.2
