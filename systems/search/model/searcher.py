@@ -63,7 +63,8 @@ class Searcher:
 
     def widened(self, requests: Sequence[Query], rows: Rows, x: Array) -> Array:
         """The features with what the model adds to them, (n_rows, n_features + 1)."""
-        return np.column_stack([x, self.affinity.of(self.index, requests, rows)])
+        asked = [redacted(query) for query in requests]
+        return np.column_stack([x, self.affinity.of(self.index, asked, rows)])
 
     def save(self, folder: Path) -> None:
         self.index.save(folder / "index")
