@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SYSTEMS := fraud
+SYSTEMS := fraud search
 
 # Public benchmark sets; see README.md. A folder beside the checkout is taken when there is one.
 ifneq ($(wildcard ../shared/data),)
@@ -42,8 +42,8 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.drift
 	$(BIN)/python -m benchmarks.world
 	$(BIN)/python -m benchmarks.log
-	@if [ -n "$$MLSYS_DATA_DIR" ]; then $(BIN)/mlsys benchmark fraud; \
-	else echo "MLSYS_DATA_DIR is not set: the public benchmark is left out, see README.md"; fi
+	@if [ -n "$$MLSYS_DATA_DIR" ]; then $(BIN)/mlsys benchmark fraud && $(BIN)/mlsys benchmark search; \
+	else echo "MLSYS_DATA_DIR is not set: the public benchmarks are left out, see README.md"; fi
 
 bench-full: bench
 	$(BIN)/python -m benchmarks.serving
@@ -52,6 +52,9 @@ bench-full: bench
 	$(BIN)/python -m benchmarks.fraud
 	$(BIN)/mlsys run fraud --preset full --tune 0
 	$(BIN)/mlsys simulate fraud --preset full --drift tactics@30
+	$(BIN)/python -m benchmarks.search
+	$(BIN)/mlsys run search --preset full --tune 0
+	$(BIN)/mlsys simulate search --preset full --drift vocabulary@30
 	$(BIN)/python -m benchmarks.rollout
 	$(BIN)/python -m benchmarks.loop
 	$(BIN)/python -m benchmarks.interleaving
@@ -62,6 +65,9 @@ results: $(READY)
 	MLSYS_HOME=$$(mktemp -d) $(BIN)/mlsys run fraud --json > docs/results/run.json
 	MLSYS_HOME=$$(mktemp -d) $(BIN)/mlsys run fraud --preset full --tune 0 --json > docs/results/full.json
 	$(BIN)/mlsys benchmark fraud --json > docs/results/benchmark.json
+	MLSYS_HOME=$$(mktemp -d) $(BIN)/mlsys run search --json > docs/results/search_run.json
+	$(BIN)/mlsys benchmark search --json > docs/results/scifact.json
+	$(BIN)/python -m benchmarks.search --json > docs/results/search.json
 	$(BIN)/python -m benchmarks.features --json > docs/results/features.json
 	$(BIN)/python -m benchmarks.trust --json > docs/results/trust.json
 	$(BIN)/python -m benchmarks.fraud --json > docs/results/fraud.json
