@@ -298,6 +298,7 @@ def test_a_page_behind_the_last_is_empty_and_says_the_true_total(shop: Served) -
 def test_what_is_typed_is_completed_also_with_a_slip(shop: Served) -> None:
     assert "hiking boots" in shop.suggest("hik")
     assert "hiking boots" in shop.suggest("HIKNG bo")
+    assert "hiking boots" in shop.suggest("hiknig")
     assert shop.suggest("qqqq") == []
     assert len(shop.suggest("")) == 8
     assert shop.suggest("🛋️ <b>%") == []
