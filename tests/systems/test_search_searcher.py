@@ -173,7 +173,7 @@ def test_before_anything_was_heard_plain_search_finds_nothing_and_then_by_words_
     sofas, couches = said(plain, queries, rows, np.zeros((rows.columns.num_rows, 0)))
     assert [hit.product_id for hit in sofas.hits] == ["a", "b"]
     assert [hit.score for hit in sofas.hits] == sorted((hit.score for hit in sofas.hits), reverse=True)
-    assert (sofas.weights, sofas.note.total) == ((1.0, 1.0), 2)
+    assert (sofas.weights, sofas.note.total) == ((1.0, 1 / 2**-CONFIG.steepness), 2), "as is thought before clicks tell"
     assert [(hit.product_id, hit.why) for hit in couches.hits] == [("b", ("couch",))]
     plain.hear(logged([product("a", "Norvik sofa", available=False), product("c", "Tavira couch")], first=3))
     rows = plain.rows(queries)

@@ -298,6 +298,7 @@ def test_a_page_behind_the_last_is_empty_and_says_the_true_total(shop: Served) -
 def test_what_is_typed_is_completed_also_with_a_slip(shop: Served) -> None:
     assert "hiking boots" in shop.suggest("hik")
     assert "hiking boots" in shop.suggest("HIKNG bo")
+    assert "hiking boots" in shop.suggest("hiknig")
     assert shop.suggest("qqqq") == []
     assert len(shop.suggest("")) == 8
     assert shop.suggest("🛋️ <b>%") == []
@@ -592,6 +593,7 @@ def test_a_version_whose_making_is_interrupted_is_none_and_the_old_one_answers_o
 
 
 PRIVATE: Final = ("4111 1111 1111 1234", "4111-1111-1111-1234", "4111111111111234", "ada.lovelace@example.com")
+OTHER_FORMS: Final = ("4111  1111  1111  1234", "ＡＤＡ.lovelace＠example.com", "４１１１ 1111 1111 1234")
 
 
 def ask_and_click(server: Served, text: str) -> None:
@@ -607,18 +609,21 @@ def ask_and_click(server: Served, text: str) -> None:
         assert server.call("POST", "/v1/search/labels", click.model_dump())[0] == 200
 
 
-def test_mail_addresses_and_cards_that_are_asked_for_are_nowhere_in_the_log_or_the_features(
+def test_mail_addresses_and_cards_that_are_asked_for_and_clicked_on_are_nowhere_in_the_log_or_the_features(
     made: Made, home: Path
 ) -> None:
     with serving(home, made.folder / "keys") as server:
         for text in PRIVATE:
-            server.find(f"{text.upper()} sofa")
+            ask_and_click(server, f"{text.upper()} sofa")
+            assert server.find(text)["hits"] == []
+        for text in OTHER_FORMS:
+            ask_and_click(server, f"{text} sofa")
             assert server.find(text)["hits"] == []
     with EventLog(home / "search" / "log.db", Later(), build(CONFIG).logged) as log:
-        assert set(log.read(Query)["text"].to_pylist()[-2 * len(PRIVATE) :]) == {"# sofa", "#"}
+        assert set(log.read(Query)["text"].to_pylist()[-2 * len(PRIVATE + OTHER_FORMS) :]) == {"# sofa", "#"}
     for file in (home / "search").iterdir():
         content = file.read_bytes().lower()
-        assert [secret for secret in PRIVATE if secret.encode() in content] == [], file.name
+        assert [secret for secret in PRIVATE + OTHER_FORMS if secret.encode() in content] == [], file.name
 
 
 def test_served_features_are_those_that_training_computes(made: Made, home: Path) -> None:

@@ -2,9 +2,9 @@
 
 import re
 import unicodedata
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from common.schema import Event, Record, Whole
 from common.system import Answer
@@ -21,6 +21,12 @@ def normalise(text: str) -> str:
     """What is the same query: one form of each character, no capitals, single spaces."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(unicodedata.normalize("NFKC", folded).split())
+
+
+def without_private(text: str) -> str:
+    """Without what people paste by mistake: mail addresses, the numbers of cards, in whatever form of characters."""
+    same = normalise(text)
+    return PRIVATE.sub("#", same)[:LONGEST] if PRIVATE.search(same) else text
 
 
 class Query(Event):
@@ -45,8 +51,7 @@ class Query(Event):
 
 
 def redacted(query: Query) -> Query:
-    """Without what people paste by mistake: mail addresses, the numbers of cards."""
-    text = PRIVATE.sub("#", query.text)
+    text = without_private(query.text)
     return query if text == query.text else query.model_copy(update={"text": text})
 
 
@@ -73,7 +78,7 @@ class Feedback(Event):
 
     query_id: str = Field(min_length=1, max_length=200)
     shopper_id: str = Field(min_length=1, max_length=100)
-    query_text: str = Field(min_length=1)  # normalised
+    query_text: Annotated[str, Field(min_length=1), AfterValidator(without_private)]  # normalised
     product_id: str = Field(min_length=1, max_length=100)
     category: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)  # of the product
     purchase: bool = False
