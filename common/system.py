@@ -323,6 +323,7 @@ class System(Generic[Q, P, A]):
     many: ManyRows[P] | None = None  # None: a request is its only row
     before: Callable[[], Model[Q, P]] | None = None  # answers a new world's history; None: the last of `degraded` does
     hears: type[Event] | None = None  # what its models hear of while they are live, see `Listener`
+    at_once: int = 1_000  # requests in one call, at most: while they are answered others wait
     reuse: int = 0  # us that a prediction may be used again for an equal request with equal features; 0: never
     layout: Layout = ()  # of the user's own data; (): takes none
     benchmark: Callable[[Path | None], BenchmarkResult]  # MLSYS_DATA_DIR

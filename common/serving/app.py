@@ -418,7 +418,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
 
 def _add_system(system: AnySystem, runtime: Runtime, add: Callable[..., None]) -> None:
     name, label = system.name, system.outcome.source
-    parse_requests = parser(system.request)
+    parse_requests = parser(system.request, system.at_once)
 
     @allow("score", name)
     async def score(asked: Asked) -> Response:
@@ -490,7 +490,7 @@ def _add_system(system: AnySystem, runtime: Runtime, add: Callable[..., None]) -
     add(
         f"/v1/{name}/score", "POST", score, f"{system.summary}: an answer for each request",
         responses={200: _one_or_many(answered, "In the order of the requests"), **extra},
-        openapi_extra=_takes(system.request, examples[system.request], runtime.deadline),
+        openapi_extra=_takes(system.request, examples[system.request], runtime.deadline, system.at_once),
     )  # fmt: skip
     accepted = {"type": "object", "properties": {"accepted": {"type": "integer"}}, "required": ["accepted"]}
     taken = {200: {"description": "Durable", "content": {JSON: {"schema": accepted}}}, **extra}
@@ -586,7 +586,7 @@ async def timed(runtime: Runtime, served: Served, call: Call, deadline: Deadline
         runtime.metrics.latency.labels(served.system.name).observe((stopwatch() - start) / SECOND)
 
 
-def parser(kind: type[Event]) -> Parse:
+def parser(kind: type[Event], most: int = MOST_ROWS) -> Parse:
     """Reads one record or an array of them, and says which it was; raises BadRecord, which repeats no value."""
     one = TypeAdapter(kind)
     many: TypeAdapter[Any] = TypeAdapter(Annotated[list[kind], FailFast()])  # type: ignore[valid-type]
@@ -600,8 +600,8 @@ def parser(kind: type[Event]) -> Parse:
             found = many.validate_json(body)
         except ValidationError as error:
             raise BadRecord(masked(kind, error)) from None
-        if not 1 <= len(found) <= MOST_ROWS:
-            raise BadRecord(f"array: must have 1 to {MOST_ROWS} items, got {len(found)}")
+        if not 1 <= len(found) <= most:
+            raise BadRecord(f"array: must have 1 to {most} items, got {len(found)}")
         return found, False
 
     return parse
@@ -621,9 +621,9 @@ def _check_shape(kind: type[Event], body: bytes) -> None:
             raise TooLarge(f"{i}: one {kind.__name__} must have at most {PLAIN} bytes")
 
 
-def _takes(kind: type[Event], example: Any, deadline: int) -> dict[str, Any]:
+def _takes(kind: type[Event], example: Any, deadline: int, most: int = MOST_ROWS) -> dict[str, Any]:
     schema = kind.model_json_schema()
-    many = {"type": "array", "items": schema, "minItems": 1, "maxItems": MOST_ROWS}
+    many = {"type": "array", "items": schema, "minItems": 1, "maxItems": most}
     content = {"schema": {"oneOf": [schema, many]}, "examples": {"one": {"value": example}}}
     return {"requestBody": {"required": True, "content": {JSON: content}}, "parameters": [deadline_header(deadline)]}
 

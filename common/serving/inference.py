@@ -237,8 +237,12 @@ class _Model:
         fields = system.request.model_fields
         required = frozenset(name for name, field in fields.items() if field.is_required())
         return cls(
-            system.name, _datatypes(system.request), required, _datatypes(system.answer) | SAID, parser(system.request)
-        )
+            system.name,
+            _datatypes(system.request),
+            required,
+            _datatypes(system.answer) | SAID,
+            parser(system.request, system.at_once),
+        )  # fmt: skip
 
     @property
     def is_offered(self) -> bool:

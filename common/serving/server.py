@@ -112,7 +112,7 @@ def _serve(
             tracing=runtime.tracing, told=follower.notice,
         )  # fmt: skip
         stack.callback(pipeline.close)
-        batcher = Batcher(pipeline.run, ROWS, system.name, loop, pipeline.settle)
+        batcher = Batcher(pipeline.run, min(ROWS, system.at_once), system.name, loop, pipeline.settle)
         stack.callback(batcher.close)
         limiter = Limiter(int(TARGET * runtime.deadline), least=LEAST, most=4 * MOST_ROWS)
         yield Served(system, live, pipeline, batcher, limiter)

@@ -55,6 +55,7 @@ def build(config: Config) -> System[Query, Found, Results]:
         many=ManyRows(key="product_id", seen="shown", replay=library.replay, kept=lambda found: found.order),
         before=partial(Plain, config),
         hears=Product,
+        at_once=50,
         layout=LAYOUT,
         benchmark=benchmark,
     )
