@@ -130,7 +130,8 @@ class Documents:
     def named_share(self, places: Places, said: Sequence[int]) -> Array:
         """The share of each product's attributes whose value is said, (n_places,); 0 where it has none."""
         values, owner = self.values.take(places)
-        hits = np.bincount(owner[np.isin(values, said)], minlength=len(places))
+        is_said = (values[:, None] == np.array(said, np.int64)).any(axis=1)
+        hits = np.bincount(owner[is_said], minlength=len(places))
         return np.asarray(hits / np.maximum(self.values.starts[places + 1] - self.values.starts[places], 1))
 
     def tokens(self, places: Places) -> tuple[Places, Places]:
@@ -167,6 +168,11 @@ class Documents:
     @cached_property
     def _shown(self) -> list[list[str]]:
         return [self.table[name].to_pylist() for name in ("title", "category", "brand", "colour")]
+
+    @cached_property
+    def keys(self) -> dict[str, pa.Array]:
+        """The columns that rows are known by."""
+        return {name: _whole(self.table[name]) for name in ("product_id", "category")}
 
     @cached_property
     def ids(self) -> list[str]:

@@ -148,7 +148,7 @@ def found(config: Config, stock: Stock, said: Said, keep: Flags, near: Near, is_
     fused = weighted([lexical, cosine], [config.lexical_weight, 1 - config.lexical_weight])
     order = np.argsort(-fused, kind="stable")
     first, after = order[: config.candidates], order[config.candidates :]
-    others = np.setdiff1d(matching, joined, assume_unique=True)
+    others = matching[~np.isin(matching, joined, kind="table")]
     rest = np.concatenate([joined[after], others[np.argsort(-scores[others], kind="stable")]])
     return Found(joined[first], lexical[first].astype(np.float64), cosine[first].astype(np.float64), fused[first], rest)
 
@@ -227,7 +227,7 @@ def _numbers(
 
 def _named(codes: Places, said: Sequence[int]) -> tuple[Array, Array]:
     """Of each code, whether it is said, and whether another one is."""
-    own = np.isin(codes, said)
+    own = (codes[:, None] == np.array(said, np.int64)).any(axis=1)
     return own.astype(np.float64), (len(said) - own > 0).astype(np.float64)
 
 
@@ -255,26 +255,20 @@ def _facets(stock: Stock, places: Places) -> tuple[Facet, ...]:
 
 def table(stock: Stock, queries: Sequence[Query], parts: Sequence[Part]) -> pa.Table:
     """The rows of all queries, one after the other."""
-    counts = np.array([len(part.places) for part in parts], np.int64)
+    sizes = [len(part.places) for part in parts]
     places = np.concatenate([np.zeros(0, np.int64), *(part.places for part in parts)])
-    categories, names = stock.documents.categories
-    sizes = counts.tolist()
-    columns = {
-        "event_id": _repeated([query.event_id for query in queries], sizes),
-        "event_timestamp": pa.array(np.repeat(np.array([q.event_timestamp for q in queries], np.int64), counts)),
-        "text": _repeated([query.text for query in queries], sizes),
-        "query_text": _repeated([normalise(query.text) for query in queries], sizes),
-        "product_id": pa.array([stock.documents.ids[place] for place in places.tolist()], pa.string()),
-        "category": pa.array([names[code] for code in categories[places].tolist()], pa.string()),
+    owner = pa.array(np.repeat(np.arange(len(parts)), sizes))
+    of_query = {
+        "event_id": pa.array([query.event_id for query in queries], pa.string()),
+        "event_timestamp": pa.array([query.event_timestamp for query in queries], pa.int64()),
+        "text": pa.array([query.text for query in queries], pa.string()),
+        "query_text": pa.array([normalise(query.text) for query in queries], pa.string()),
     }
-    for name in NUMBERS:
-        column, at = np.empty(len(places)), 0
-        for part, size in zip(parts, sizes, strict=True):
-            column[at : at + size] = part.numbers[name]
-            at += size
-        columns[name] = pa.array(column)
-    return pa.table(columns)
-
-
-def _repeated(values: Sequence[str], sizes: Sequence[int]) -> pa.Array:
-    return pa.array([value for value, size in zip(values, sizes, strict=True) for _ in range(size)], pa.string())
+    columns = {name: values.take(owner) for name, values in of_query.items()}
+    columns |= {name: stock.documents.keys[name].take(pa.array(places)) for name in ("product_id", "category")}
+    values, at = np.empty((len(NUMBERS), len(places))), 0
+    for part, size in zip(parts, sizes, strict=True):
+        for row, name in zip(values, NUMBERS, strict=True):
+            row[at : at + size] = part.numbers[name]
+        at += size
+    return pa.table(columns | dict(zip(NUMBERS, map(pa.array, values), strict=True)))
