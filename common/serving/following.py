@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from common.data.log import EventLog
@@ -10,15 +11,23 @@ from common.serving.live import Live
 from common.system import AnySystem
 
 OFTEN = 0.2  # s, between two looks at the log: what is told is to be found within a second
+PART = 2_000  # positions of the log that are told at once
+REST = 0.05  # s, after each part that a version is told while others answer
 
 
-def bring(system: AnySystem, log: EventLog, model: Any, after: int = 0) -> int:
-    """Tell a model what the log holds behind a position; returns up to which position it now knows."""
+def bring(system: AnySystem, log: EventLog, model: Any, after: int = 0, rest: Callable[[], None] = lambda: None) -> int:
+    """Tell a model what the log holds behind a position; returns up to which position it now knows.
+
+    `rest` is called again and again, so that others are not kept from their work.
+    """
     head = log.head().position
-    if system.hears is not None and head > after:
-        new = log.read(system.hears, after, head)
+    while system.hears is not None and after < head:
+        until = min(after + PART, head)
+        new = log.read(system.hears, after, until)
         if new.num_rows:
             model.hear(new)
+            rest()
+        after = until
     return head
 
 
@@ -29,12 +38,17 @@ class Follower:
         self._system, self._log, self._say = system, log, say
         self._heads: dict[int, int] = {}  # position up to which a model knows the log, by its identity
         self._problem = ""
-        self._new, self._closed = threading.Event(), False
+        self._new, self._rest, self._closed = threading.Event(), threading.Event(), False
         self._thread: threading.Thread | None = None
 
     def adopt(self, model: Any) -> None:
         """Before it answers, a model is told all there is; to be told a part of it again does no harm."""
-        self._heads[id(model)] = bring(self._system, self._log, model)
+
+        def rest() -> None:
+            if self._thread is not None:  # else nobody is at work here yet
+                self._rest.wait(REST)
+
+        self._heads[id(model)] = bring(self._system, self._log, model, rest=rest)
 
     def watch(self, live: Live) -> None:
         """Until `close`; call it once."""
@@ -51,6 +65,7 @@ class Follower:
     def close(self) -> None:
         self._closed = True
         self._new.set()
+        self._rest.set()
         if self._thread is not None:
             self._thread.join()
 
