@@ -28,10 +28,9 @@ from typing import Any, Final
 
 import lightgbm as lgb
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks import interleaving
-from benchmarks.load import SHED, Result
+from benchmarks.load import SHED
 from benchmarks.serving import Load, free_port
 from common.clock import DAY, SimulatedClock, WallClock
 from common.data.log import EventLog
@@ -45,7 +44,7 @@ from common.progress import Progress
 from common.registry.keys import Keys
 from common.registry.registry import Registry
 from common.serving.auth import ApiKeys
-from common.system import Examples
+from common.system import AnySystem, Examples
 from systems.search.config import FULL, SMALL, Config
 from systems.search.data import Product, Query, world
 from systems.search.evaluation import judged
@@ -133,12 +132,7 @@ def shop(config: Config, asking: float) -> Iterator[Shop]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         home, keys = folder / "home", Keys(folder / "keys")
-        lived = system.world(SEED, None, None)
-        with EventLog(home / system.name / "log.db", SimulatedClock(config.start), system.logged) as log:
-            for _ in live(system, lived, log, before(system), system.history, batch=None, progress=QUIET):
-                pass
-            snapshot = training.take(system, log, Snapshots(folder / "snapshots"))
-        known = training.examples(system, snapshot, lived)
+        _, snapshot, known = history(system, SEED, home / system.name / "log.db")
         with Registry(home, clock, keys) as registry:
             names = list[str]()
             for leaves in (config.num_leaves, 2 * config.num_leaves):
@@ -152,6 +146,16 @@ def shop(config: Config, asking: float) -> Iterator[Shop]:
         with closing(ApiKeys(home, clock, keys)) as access:
             key = access.create("bench", ["score", "label", "read"], expires=None, rate="1000000/second")
         yield Shop(folder, key, (names[0], names[1]), bundle, cycle(_asked(config, asking)))
+
+
+def history(system: AnySystem, seed: int, log: Path) -> tuple[Any, training.Snapshot, Examples[Query]]:
+    """A world that has lived through it, what it left in a log, and the queries with what is known of each."""
+    lived = system.world(seed, None, None)
+    with EventLog(log, SimulatedClock(system.history[0]), system.logged) as opened:
+        for _ in live(system, lived, opened, before(system), system.history, batch=None, progress=QUIET):
+            pass
+        snapshot = training.take(system, opened, Snapshots(log.parent / "snapshots"))
+    return lived, snapshot, training.examples(system, snapshot, lived)
 
 
 def promote(registry: Registry, name: str) -> None:
@@ -180,18 +184,10 @@ class Server:
     pid: int
     ready_seconds: float  # from the start of the process
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1/search/score"
-
-    @property
-    def cpu(self) -> float:
-        """s of processor time, of it and its workers."""
-        return _cpu(self.pid)
-
-    def opened(self, payloads: Path, rate: float, seconds: float) -> Load:
+    def opened(self, rate: float, seconds: float) -> Load:
+        url, payloads = f"http://127.0.0.1:{self.port}/v1/search/score", self.shop.payloads(rate * seconds)
         options = ("--connections", CONNECTIONS, "--rate", f"{rate}x{seconds}")
-        return Load(self.url, payloads, *options, key=self.shop.key)
+        return Load(url, payloads, *options, key=self.shop.key)
 
     def call(self, connection: http.client.HTTPConnection, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Raises RuntimeError for any answer but a good one."""
@@ -205,6 +201,7 @@ class Server:
 
 
 def _cpu(pid: int) -> float:
+    """s of processor time, of a process and those that it started."""
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK") + sum(_cpu(int(child)) for child in children)
@@ -264,38 +261,25 @@ def speed(config: Config = QUICK, asking: float = ASKING, phases: Phases = Phase
         }  # fmt: skip
         for workers in WORKERS:
             with served(here, workers) as server:
-                out[f"workers_{workers}"] = {"ready_seconds": server.ready_seconds, **_steadily(server, phases)}
+                _run(server, RATE, phases.warm)
+                out[f"workers_{workers}"] = {"ready_seconds": server.ready_seconds, **_run(server, RATE, phases.steady)}
                 if workers == max(WORKERS):
-                    out["rates"] = _faster(server, phases)
+                    out["rates"] = {str(rate): _run(server, rate, phases.step) for rate in RATES}
                     out |= _told(server, workers, phases.told)
                     out |= _promoting(server, phases)
     holds = [int(rate) for rate, found in out["rates"].items() if found["p99_ms"] <= P99 and not found["not_ok"]]
     return out | {"highest_rate": max(holds, default=None), "seconds": time.perf_counter() - began}
 
 
-def _figures(result: Result, cpu: float) -> dict[str, Any]:
-    shed = sum(n for status, n in result.status.items() if int(status) in SHED)
+def _run(server: Server, rate: float, seconds: float) -> dict[str, Any]:
+    cpu = _cpu(server.pid)
+    result = server.opened(rate, seconds).result()
     return {
         "offered": result.offered, "p50_ms": result.p50 * 1e3, "p99_ms": result.p99 * 1e3, "max_ms": result.max * 1e3,
-        "not_ok": result.offered - result.ok, "shed": shed, "late": result.late, "failed": result.failed,
-        "status": result.status, "degraded": result.degraded, "cpu_ms_per_query": 1e3 * cpu / max(result.sent, 1),
+        "not_ok": result.offered - result.ok, "failed": result.failed, "late": result.late,
+        "shed": sum(n for status, n in result.status.items() if int(status) in SHED), "status": result.status,
+        "degraded": result.degraded, "cpu_ms_per_query": 1e3 * (_cpu(server.pid) - cpu) / max(result.sent, 1),
     }  # fmt: skip
-
-
-def _run(server: Server, payloads: Path, rate: float, seconds: float) -> dict[str, Any]:
-    cpu = server.cpu
-    result = server.opened(payloads, rate, seconds).result()
-    return _figures(result, server.cpu - cpu)
-
-
-def _steadily(server: Server, phases: Phases) -> dict[str, Any]:
-    server.opened(server.shop.payloads(RATE * phases.warm), RATE, phases.warm).result()
-    return _run(server, server.shop.payloads(RATE * phases.steady), RATE, phases.steady)
-
-
-def _faster(server: Server, phases: Phases) -> dict[str, Any]:
-    """By queries/s."""
-    return {str(rate): _run(server, server.shop.payloads(rate * phases.step), rate, phases.step) for rate in RATES}
 
 
 def _told(server: Server, workers: int, n: int) -> dict[str, Any]:
@@ -328,7 +312,7 @@ def _told(server: Server, workers: int, n: int) -> dict[str, Any]:
 
 def _promoting(server: Server, phases: Phases) -> dict[str, Any]:
     """Another version takes over while queries come."""
-    queries = server.opened(server.shop.payloads(RATE * phases.swap), RATE, phases.swap)
+    queries = server.opened(RATE, phases.swap)
     time.sleep(phases.swap / 4)
     with Registry(server.home, WallClock(), server.shop.keys) as registry:
         promote(registry, server.shop.versions[1])
@@ -352,7 +336,7 @@ def clicks(config: Config = SMALL, seeds: Sequence[int] = SEEDS) -> dict[str, An
     gains = [run.pop("gain") for run in runs.values()]
     of_all = np.concatenate(gains)
     return {
-        "asked": {"debiased_minus_naive": "> 0"}, "load_average_before": load_before, "seeds": runs,
+        "asked": {"mean": "> 0"}, "load_average_before": load_before, "seeds": runs,
         "steepness": {"desktop": config.examined[0], "phone": config.examined[1]},
         "debiased_minus_naive": bootstrapped(of_all), "queries": len(of_all), "seconds": time.perf_counter() - began,
     }  # fmt: skip
@@ -360,46 +344,37 @@ def clicks(config: Config = SMALL, seeds: Sequence[int] = SEEDS) -> dict[str, An
 
 def learned(config: Config, seed: int) -> dict[str, Any]:
     """Of each ranker nDCG@10 by the truth on test days, and what else is asked of the best of them."""
-    library = Library(config)
-    system = build(config)
+    library, system = Library(config), build(config)
     assert system.many is not None
     system = replace(system, many=replace(system.many, replay=library.replay))
-    lived = system.world(seed, None, None)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with EventLog(folder / "log.db", SimulatedClock(config.start), system.logged) as log:
-            for _ in live(system, lived, log, before(system), system.history, batch=None, progress=QUIET):
-                pass
-            snapshot = training.take(system, log, Snapshots(folder / "snapshots"))
-        known = training.examples(system, snapshot, lived)
-        final = training.spans(system, snapshot).final
-        train, test = known.between(*final.train), known.between(*final.test)
+    with tempfile.TemporaryDirectory() as folder:
+        lived, snapshot, known = history(system, seed, Path(folder) / "log.db")
+    final = training.spans(system, snapshot).final
+    train, test = known.between(*final.train), known.between(*final.test)
     looks = estimate(config, train)
     index = library.index(known.events["Product"], known.events["Query"])
     naive, debiased = (widened(index, train, test, by) for by in (EVERYWHERE, looks))
     lexical, dense, fused = (numbers(test.rows.columns[column]) for column in ("lexical", "dense", "fused"))
     everything = np.ones(len(fused), bool)
-    params = start(config)
-    scores: dict[str, tuple[Array, NDArray[np.bool_]]] = {"bm25": (lexical, lexical > 0)}
-    scores |= {
-        name: (values, everything)
-        for name, values in {
-            "dense": dense,
-            "fused": fused,
-            "lambdamart_naive": lambdamart(config, *naive),
-            "lambdamart_ips": lambdamart(config, *debiased, looks),
-            "lambdamart_position": lambdamart(config, *debiased, by_position=True),
-            "likelihood_naive": Ranker.taught(config, naive[0], params, EVERYWHERE).attraction(naive[1].x),
-            "likelihood_debiased": Ranker.taught(config, debiased[0], params, looks).attraction(debiased[1].x),
-        }.items()
-    }
-    ndcg = {name: judged(test, looks, *ranked)["ndcg_at_10"] for name, ranked in scores.items()}
+    plain, weighed = (
+        Ranker.taught(config, part[0], start(config), by).attraction(part[1].x)
+        for part, by in ((naive, EVERYWHERE), (debiased, looks))
+    )
+    scores = {
+        "bm25": lexical, "dense": dense, "fused": fused,
+        "lambdamart_naive": lambdamart(config, *naive, looks=None, by_position=False),
+        "lambdamart_ips": lambdamart(config, *debiased, looks=looks, by_position=False),
+        "lambdamart_position": lambdamart(config, *debiased, looks=None, by_position=True),
+        "likelihood_naive": plain, "likelihood_debiased": weighed,
+    }  # fmt: skip
+    found = {name: lexical > 0 if name == "bm25" else everything for name in scores}
+    ndcg = {name: judged(test, looks, values, found[name])["ndcg_at_10"] for name, values in scores.items()}
     gain = ndcg["likelihood_debiased"] - ndcg["likelihood_naive"]
     return {
         "queries": len(test), "learned_from": len(train), "ndcg_at_10": {n: float(v.mean()) for n, v in ndcg.items()},
         "ceiling": float(lived.ceiling(test.requests).mean()), "debiased_minus_naive": bootstrapped(gain),
         "steepness_found": {"desktop": looks.desktop, "phone": looks.phone},
-        "interleaving": interleaved(lived, test, scores["likelihood_debiased"][0], lexical, seed), "gain": gain,
+        "interleaving": interleaved(lived, test, weighed, lexical, seed), "gain": gain,
     }  # fmt: skip
 
 
@@ -409,44 +384,31 @@ def widened(
     """Both with the affinity of words as the model has it when clicks are counted by such looks."""
     known, affinity = learn(index, train, looks)
     later = affinity.of(index, test.requests, test.rows)
-    names = (*train.names, "affinity")
     return tuple(  # type: ignore[return-value]
-        replace(part, x=np.column_stack([part.x, column]), names=names)
+        replace(part, x=np.column_stack([part.x, column]), names=(*part.names, "affinity"))
         for part, column in ((train, known), (test, later))
     )
 
 
 def lambdamart(
-    config: Config,
-    train: Examples[Query],
-    test: Examples[Query],
-    looks: Examination | None = None,
-    by_position: bool = False,
+    config: Config, train: Examples[Query], test: Examples[Query], looks: Examination | None, by_position: bool
 ) -> Array:
-    """LightGBM's ranker of what was shown to queries with a click (Burges 2010), as scores of the test rows.
+    """LightGBM's ranker (Burges 2010) of what was shown to queries with a click, as scores of the test rows.
 
-    looks: each click is a list of its own, which counts for 1 / the chance of the look (Joachims et al. 2017).
-    by_position: LightGBM learns what a place adds to a score, itself. Days are held out as for our ranker.
+    looks: a click counts for 1 / the chance of the look (Joachims et al. 2017). by_position: LightGBM learns itself
+    what a place adds to a score. Days are held out, and the trees are grown, as for our ranker.
     """
     owner, rank, is_phone = train.rows.owner, *(numbers(train.rows.columns[name]) for name in ("rank", "is_phone"))
     clicked = np.nan_to_num(train.labels) > 0
     told = np.bincount(owner, clicked, len(train)) > 0
-    shown = np.flatnonzero((train.weights > 0) & told[owner])
-    lists = [
-        (rows, clicked[rows], 1.0) for rows in np.split(shown, np.flatnonzero(np.diff(owner[shown])) + 1)
-    ]  # rows, their labels, what the list counts for
-    if looks is not None:
-        weight = looks.weights(rank, is_phone)
-        lists = [(rows, rows == row, weight[row]) for rows, hits, _ in lists for row in rows[hits].tolist()]
     is_late = train.as_of // DAY % HELD_OUT == HELD_OUT - 1
 
     def part(late: bool, reference: lgb.Dataset | None) -> lgb.Dataset:
-        mine = [one for one in lists if is_late[owner[one[0][0]]] == late]
-        rows, labels = (np.concatenate([one[i] for one in mine]) for i in range(2))
-        sizes = [len(one[0]) for one in mine]
+        rows = np.flatnonzero((train.weights > 0) & told[owner] & (is_late[owner] == late))
+        weight = None if looks is None else np.where(clicked[rows], looks.weights(rank[rows], is_phone[rows]), 1.0)
         return lgb.Dataset(
-            train.x[rows], labels, reference=reference, group=sizes,
-            weight=np.repeat([one[2] for one in mine], sizes),
+            train.x[rows], clicked[rows], reference=reference, weight=weight,
+            group=np.unique(owner[rows], return_counts=True)[1],
             position=rank[rows].astype(np.int64) - 1 if by_position else None,
         )  # fmt: skip
 
