@@ -65,7 +65,8 @@ def verdicts(told: pa.Table, visits: pa.Table) -> pa.Table:
 
 LAYOUT: Layout = (
     UserTable(name="visits", row=Visit, event=Visit),
-    UserTable(name="told", row=Told, event=Verdict, make=verdicts, about="visit", heard="told_timestamp",
+    UserTable(name="told", row=Told, event=Verdict, make=verdicts, about={"visit": ("visits", "event_id")},
+              heard="told_timestamp",
               required=False),
 )  # fmt: skip
 HEADER = "event_id,event_timestamp,user,page,spent,seconds,new\n"
