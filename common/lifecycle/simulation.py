@@ -262,7 +262,7 @@ class Simulation:
         self._stopwatch += us
 
     def history(self) -> None:
-        """What happened before there was a model, answered by the rule that needs none."""
+        """What happened before a model was learned, answered by what needs none; see `before`."""
         for _ in live(
             self.system, self.world, self.log, before(self.system), self.system.history,
             batch=None, progress=self.progress, journal=self.journal, passed=self.clock.advance,

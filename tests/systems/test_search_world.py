@@ -584,6 +584,10 @@ QUERY, PRODUCT, FEEDBACK = (example.model_dump() for example in EXAMPLES)
         (Product, PRODUCT, "price", 0.0, "greater than 0"),
         (Product, PRODUCT, "category", "c" * 101, "at most 100"),
         (Feedback, FEEDBACK, "rank", 0, "greater than or equal to 1"),
+        (Feedback, FEEDBACK, "product_id", "p\x00", "match pattern"),
+        (Feedback, FEEDBACK, "query_text", "q" * 4_001, "at most 4000"),
+        (Product, PRODUCT, "product_id", "p\n1", "match pattern"),
+        (Query, QUERY, "shopper_id", "s\x1b", "match pattern"),
     ],
 )
 def test_a_bad_field_is_refused_with_field_rule_and_value(

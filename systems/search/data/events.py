@@ -11,6 +11,7 @@ from common.system import Answer
 from systems.search.config import Device
 
 LONGEST = 200  # characters of a query
+MOST_NORMALISED = 20 * LONGEST  # one character may become 18
 PRINTABLE: Final = r"^[^\x00-\x1f\x7f-\x9f]*$"  # no control characters
 SAID: Final = r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$"  # and not blank
 MAX_PRICE = 1e6  # EUR
@@ -32,7 +33,7 @@ def without_private(text: str) -> str:
 class Query(Event):
     """A shopper asks. Filters only take away: what is left has that value, or a price within both ends."""
 
-    shopper_id: str = Field(min_length=1, max_length=100)
+    shopper_id: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)
     text: str = Field(min_length=1, max_length=LONGEST, pattern=SAID)
     device: Device = "desktop"
     category: str | None = Field(default=None, min_length=1, max_length=100, pattern=PRINTABLE)
@@ -58,7 +59,7 @@ def redacted(query: Query) -> Query:
 class Product(Event):
     """A product as it is from now on: listed for the first time, or changed."""
 
-    product_id: str = Field(min_length=1, max_length=100)
+    product_id: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)
     title: str = Field(min_length=1, max_length=300, pattern=SAID)
     description: str = Field(default="", max_length=5_000)
     category: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)
@@ -77,9 +78,11 @@ class Feedback(Event):
     """
 
     query_id: str = Field(min_length=1, max_length=200)
-    shopper_id: str = Field(min_length=1, max_length=100)
-    query_text: Annotated[str, Field(min_length=1), AfterValidator(without_private)]  # normalised
-    product_id: str = Field(min_length=1, max_length=100)
+    shopper_id: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)
+    query_text: Annotated[
+        str, Field(min_length=1, max_length=MOST_NORMALISED), AfterValidator(without_private)
+    ]  # normalised
+    product_id: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)
     category: str = Field(min_length=1, max_length=100, pattern=PRINTABLE)  # of the product
     purchase: bool = False
     rank: Whole = Field(ge=1)  # among all results, from the first page on

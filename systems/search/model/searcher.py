@@ -106,6 +106,7 @@ class Plain:
         return _found(self._index, requests, rows, scores, order, pages, np.full(len(requests), UNKNOWN))
 
     def save(self, folder: Path) -> None:
+        """It has learned nothing, so it is never a version."""
         raise NotImplementedError
 
 
