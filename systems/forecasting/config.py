@@ -1,0 +1,70 @@
+"""Every knob of the forecasting system with its unit. FULL is a chain of 20 stores, SMALL lives in seconds."""
+
+from dataclasses import dataclass, replace
+
+from common.clock import DAY, HOUR, SECOND
+
+CATEGORIES = ("dairy", "bakery", "drinks", "snacks", "household", "garden", "toys", "stationery")
+DRIFTS = ("break",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    # The world's size
+    start: int  # us since the epoch, the beginning of a day
+    history_days: int  # the log of a new world begins with so many days
+    days: int  # how long the world lasts
+    stores: int
+    categories: int  # how many of CATEGORIES are sold
+    products: int  # each is sold in every store
+    new_products: float = 0.15  # share of products that are first sold while the world lasts
+    review_days: int = 400  # of the history, the last ones, on which shelves are reviewed
+    review_every: int = 7  # days between two reviews of a shelf
+    daily_days: int = 63  # of the history, the last ones, since which each shelf is reviewed every day; 0: never
+
+    # Demand (what else the world needs stands here too, with its unit)
+
+    # When things are heard of
+    told: int = 6 * HOUR  # us after midnight, when the day before is reported
+    reviewed: int = 8 * HOUR  # us after midnight
+    late: float = 0.03  # share of a store's days that are reported later
+    late_days: float = 1.5  # mean, beyond the next morning; at most label_delay allows
+
+    # The model
+    seed: int = 0
+    threads: int = 1  # of LightGBM: another number sums in another order
+    season: int = 7  # days
+    rows: int = 120_000  # of reviews times days, that are learned from, at most
+    trees: int = 120
+    learning_rate: float = 0.08
+    max_bin: int = 63  # values of a feature that trees tell apart
+    num_leaves: int = 31
+    min_data_in_leaf: int = 50
+    feature_fraction: float = 0.6
+    lambda_l2: float = 5.0
+    origins: int = 4  # of the backtests that choose the combination and make intervals honest
+    held_out: int = 28  # days, over which these origins lie
+
+    # The judgement
+    label_delay: int = 33 * DAY  # us; the last of 28 days is over, and has been reported
+    early_delay: int = 4 * DAY  # us; the first days are
+    validation_days: int = 28
+    test_days: int = 28
+    retrain_days: int = 7  # on so many a model is judged that is made in a hurry
+
+
+SMALL = Config(
+    start=1_704_067_200 * SECOND,  # 2024-01-01, a Monday
+    history_days=731, days=823, stores=4, categories=4, products=30,
+)  # fmt: skip
+
+# As large as 90 days of it can be lived through in minutes.
+SIMULATED = replace(
+    SMALL, start=1_672_531_200 * SECOND, history_days=1_096, days=1_188, stores=6, categories=6, products=50
+)
+
+FULL = replace(
+    SMALL, start=1_672_531_200 * SECOND,  # 2023-01-01, a Sunday
+    history_days=1_096, days=1_188, stores=20, categories=8, products=200, review_every=14, daily_days=0,
+    rows=600_000, threads=2,
+)  # fmt: skip

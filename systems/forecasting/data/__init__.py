@@ -1,0 +1,1 @@
+"""A chain of stores, simulated so that nothing needs downloading; the world knows the distribution of demand."""
