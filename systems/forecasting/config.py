@@ -34,11 +34,13 @@ class Config:
     seed: int = 0
     threads: int = 1  # of LightGBM: another number sums in another order
     season: int = 7  # days
-    rows: int = 120_000  # of reviews times days, that are learned from, at most
-    trees: int = 120
+    memory: int = 728  # days of a series that local methods look back
+    most_days: int = 1_500  # that are kept of a series
+    rows: int = 60_000  # of reviews times days, that are learned from, at most
+    trees: int = 80
     learning_rate: float = 0.08
     max_bin: int = 63  # values of a feature that trees tell apart
-    num_leaves: int = 31
+    num_leaves: int = 15
     min_data_in_leaf: int = 50
     feature_fraction: float = 0.6
     lambda_l2: float = 5.0
@@ -54,17 +56,17 @@ class Config:
 
 
 SMALL = Config(
-    start=1_704_067_200 * SECOND,  # 2024-01-01, a Monday
-    history_days=731, days=823, stores=4, categories=4, products=30,
+    start=1_714_521_600 * SECOND,  # 2024-05-01: what follows the history is an ordinary spring
+    history_days=730, days=822, stores=4, categories=4, products=30,
 )  # fmt: skip
 
 # As large as 90 days of it can be lived through in minutes.
 SIMULATED = replace(
-    SMALL, start=1_672_531_200 * SECOND, history_days=1_096, days=1_188, stores=6, categories=6, products=50
+    SMALL, start=1_682_899_200 * SECOND, history_days=1_096, days=1_188, stores=6, categories=6, products=50
 )
 
 FULL = replace(
-    SMALL, start=1_672_531_200 * SECOND,  # 2023-01-01, a Sunday
+    SMALL, start=1_682_899_200 * SECOND,  # 2023-05-01
     history_days=1_096, days=1_188, stores=20, categories=8, products=200, review_every=14, daily_days=0,
-    rows=600_000, threads=2,
+    rows=400_000, trees=150, num_leaves=31, threads=2,
 )  # fmt: skip
