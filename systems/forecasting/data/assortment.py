@@ -145,14 +145,18 @@ def assortment(config: Config, seed: int) -> Assortment:
 
 
 def _launches(config: Config, rng: np.random.Generator) -> Ints:
-    """The day on which each product is first sold, (products,): of new ones, half while a model still has a year or
-    so to learn from, half around the end of the history."""
-    new = round(config.new_products * config.products)
-    end, older = config.history_days, new // 2
-    early = rng.uniform(0.35 * end, 0.9 * end, older)
-    late = np.linspace(end - 45, end + 45, new - older + 1)[1:] - rng.uniform(0, 45 / max(new - older, 1), new - older)
+    """The day on which each product is first sold, (products,): half of the new ones come when most of the history is
+    still ahead or well before its end, half around its end. They are spread evenly, so that even few are some of each.
+    """
+    new, end = round(config.new_products * config.products), config.history_days
+    early, late = new // 2, new - new // 2
     launch = np.zeros(config.products, np.int64)
-    launch[rng.permutation(config.products)[:new]] = np.maximum(np.concatenate([early, late]), 1)
+    launch[rng.permutation(config.products)[:new]] = np.concatenate(
+        [
+            end * (0.35 + 0.5 * (np.arange(early) + rng.random(early)) / max(early, 1)),
+            np.maximum(end - 45 + 90 * (np.arange(late) + rng.random(late)) / max(late, 1), 1),
+        ]
+    )
     return launch
 
 
