@@ -22,7 +22,25 @@ class Config:
     review_every: int = 7  # days between two reviews of a shelf
     daily_days: int = 63  # of the history, the last ones, since which each shelf is reviewed every day; 0: never
 
-    # Demand (what else the world needs stands here too, with its unit)
+    # Demand
+    level: float = 6.0  # units a day, of a median product in a median store
+    level_spread: float = 0.8  # of the log of the level, over products
+    store_spread: float = 0.35  # over stores
+    series_spread: float = 0.3  # over products of a store
+    slow: float = 0.25  # share of products that are sold rarely
+    slow_level: float = 0.25  # units a day, of a median one of them
+    least_level: float = 0.05  # units a day, of any
+    dispersion: float = 0.12  # of a median series: variance = mean + dispersion * mean^2
+    dispersion_spread: float = 0.5  # of its log
+    trend: float = 0.12  # of the log of demand a year, over series
+    price_change: float = 0.04  # chance per product and week
+    promotion: float = 0.1  # chance per product and week that one begins
+    taking_part: float = 0.75  # share of stores in a promotion
+    cannibalised: float = 0.6  # log of demand that a product loses when all others of its category are promoted
+
+    # Shelves
+    sold_out: float = 0.03  # share of days with demand, before shelves are reviewed
+    sold_out_promoted: float = 0.09  # likewise, of promoted days
 
     # When things are heard of
     told: int = 6 * HOUR  # us after midnight, when the day before is reported

@@ -42,7 +42,7 @@ def easter(years: Ints) -> Ints:
     h = (19 * a + b - b // 4 - (b - (b + 8) // 25 + 1) // 3 + 15) % 30
     k = (32 + 2 * (b % 4) + 2 * (c // 4) - h - c % 4) % 7
     m = (a + 11 * h + 22 * k) // 451
-    return _first(y, 3) + h + k - 7 * m + 21  # 22 March at the earliest
+    return np.asarray(_first(y, 3) + h + k - 7 * m + 21)  # 22 March at the earliest
 
 
 def holidays(years: Ints) -> Ints:
