@@ -5,13 +5,14 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import optuna
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from common.data.folder import Layout
 from common.errors import BadDefinition, MissingExtra, NotFound
@@ -22,6 +23,7 @@ from common.schema import Event, Record
 # What ids of answers end with, behind that of the request: nobody outside can take one, their ids hold no \x1f
 ANSWERED, SHADOWED = "\x1fanswer", "\x1fshadow\x1f"
 LONGER = 250  # characters of such an id
+LONGEST = 200  # characters of a text that is looked up
 
 
 class Answer(Record):
@@ -255,14 +257,29 @@ class Intake:
     event: type[Event]
 
 
+def _not_too_long(text: str) -> str:
+    if len(text) > LONGEST:
+        raise PydanticCustomError("too_long", "must have at most {most} characters", {"most": LONGEST})
+    return text
+
+
+class Text(Record):
+    """A text that is looked up."""
+
+    text: Annotated[str, AfterValidator(_not_too_long), Field(json_schema_extra={"maxLength": LONGEST})] = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lookup:
-    """GET /v1/SYSTEM/NAME?text=... is answered by the champion at once; nothing of it is logged."""
+    """GET /v1/SYSTEM/NAME?field=..., or POST of a JSON object, is answered by the champion; nothing of it is logged."""
 
     name: str
     summary: str
-    find: Callable[[Any, str], Record]  # the model and the text; raises BadRecord
+    find: Callable[[Any, Any], Record]  # the model and what is asked, in one thread; raises BadRecord, NotFound
     answer: type[Record]
+    asks: type[Record] = Text  # for GET its fields are parameters, so they are texts, numbers, booleans or choices
+    method: Literal["GET", "POST"] = "GET"
+    example: Record | None = None  # of what is asked, for whoever calls
 
 
 @dataclass(frozen=True, kw_only=True)
