@@ -5,16 +5,17 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import optuna
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from common.data.folder import Layout
-from common.errors import MissingExtra, NotFound
+from common.errors import BadDefinition, MissingExtra, NotFound
 from common.features.view import Array, FeatureView, OnDemand, Times
 from common.registry.gates import Gate
 from common.schema import Event, Record
@@ -22,6 +23,7 @@ from common.schema import Event, Record
 # What ids of answers end with, behind that of the request: nobody outside can take one, their ids hold no \x1f
 ANSWERED, SHADOWED = "\x1fanswer", "\x1fshadow\x1f"
 LONGER = 250  # characters of such an id
+LONGEST = 200  # characters of a text that is looked up
 
 
 class Answer(Record):
@@ -214,7 +216,7 @@ class Outcome:
     """Where the label of a request comes from, and what can be concluded when none came."""
 
     source: type[Event]
-    request: str  # its column with the request's event_id
+    request: str | None  # its column with the request's event_id; None: it meets what has its `ManyRows.joined`
     value: str | None  # its column with the label; None: that it came is what it says, 1
     silence: float | None  # the label of a request whose outcome had time to come and did not; None: unknown
     is_even: Callable[[Any], bool] = lambda _: True  # whether this one would have come whatever it says
@@ -227,7 +229,9 @@ class Outcome:
 class ManyRows(Generic[P]):
     """Of a system whose requests have rows of their own, each with a label: the products found, the days ahead.
 
-    The label of such a request, by which it is watched, is the largest of its rows'.
+    The label of such a request, by which it is watched, is the largest of its rows'. Where outcomes name no request,
+    one is the label of every row with the same values in the `joined` columns, whoever asked and when; a request is
+    then watched by what was said of its own values, of which the last word counts.
     """
 
     key: str  # column of rows and of outcomes: which row of its request it is about
@@ -236,6 +240,12 @@ class ManyRows(Generic[P]):
     # Of logged requests, from the tables of all kinds by name: the rows as `Model.rows` would have named them at each
     # one's time; they carry the request's event_id.
     kept: Callable[[P], Sequence[int]]  # the rows of a request that are logged with its answer
+    joined: tuple[
+        str, ...
+    ] = ()  # columns of rows, requests and outcomes, always there and no floats, by which they meet
+    watched: Callable[[Any, Any], float | None] | None = None
+    # Of joined outcomes, given the answer of the request that one meets: 1 or 0, such as whether it was outside the
+    # interval that was forecast; None: it says nothing of that answer. Without it, what the outcome says itself.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,14 +257,29 @@ class Intake:
     event: type[Event]
 
 
+def _not_too_long(text: str) -> str:
+    if len(text) > LONGEST:
+        raise PydanticCustomError("too_long", "must have at most {most} characters", {"most": LONGEST})
+    return text
+
+
+class Text(Record):
+    """A text that is looked up."""
+
+    text: Annotated[str, AfterValidator(_not_too_long), Field(json_schema_extra={"maxLength": LONGEST})] = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lookup:
-    """GET /v1/SYSTEM/NAME?text=... is answered by the champion at once; nothing of it is logged."""
+    """GET /v1/SYSTEM/NAME?field=..., or POST of a JSON object, is answered by the champion; nothing of it is logged."""
 
     name: str
     summary: str
-    find: Callable[[Any, str], Record]  # the model and the text; raises BadRecord
+    find: Callable[[Any, Any], Record]  # the model and what is asked, in one thread; raises BadRecord, NotFound
     answer: type[Record]
+    asks: type[Record] = Text  # for GET its fields are parameters, so they are texts, numbers, booleans or choices
+    method: Literal["GET", "POST"] = "GET"
+    example: Record | None = None  # of what is asked, for whoever calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,6 +352,12 @@ class System(Generic[Q, P, A]):
     reuse: int = 0  # us that a prediction may be used again for an equal request with equal features; 0: never
     layout: Layout = ()  # of the user's own data; (): takes none
     benchmark: Callable[[Path | None], BenchmarkResult]  # MLSYS_DATA_DIR
+
+    def __post_init__(self) -> None:
+        if (self.outcome.request is None) != bool(self.many and self.many.joined):
+            raise BadDefinition(
+                f"{self.name}: outcome.request: must be None where many.joined is given, and only there"
+            )
 
     @property
     def logged(self) -> tuple[type[Event], ...]:

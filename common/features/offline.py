@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from common.clock import SECOND
 from common.errors import OutOfOrder
-from common.features.view import Aggregation, Array, FeatureView, ints, numbers
+from common.features.view import Aggregation, Array, FeatureView, ints, numbers, runs
 
 Index = NDArray[np.int64]
 
@@ -35,8 +35,12 @@ def compute(view: FeatureView, events: pa.Table, requests: pa.Table) -> Array:
     """The view's aggregations for each request, (n_requests, n_aggregations).
 
     Events need the columns of their schema, `position` and `created_timestamp`; requests need the
-    entity columns, `position` and `created_timestamp`, which is their as_of.
+    entity columns, `position` and `created_timestamp`, which is their as_of. Rows that follow each other and are equal
+    in these, as the days of a forecast are, are computed once.
     """
+    first, of = runs([requests[name] for name in ("position", "created_timestamp", *view.entity)])
+    if len(first) < len(of):
+        return compute(view, events, requests.take(pa.array(first)))[of]
     timeline = _Timeline(view, events, requests)
     out = np.empty((requests.num_rows, len(view.aggregations)), order="F")
     for i, a in enumerate(view.aggregations):
@@ -78,7 +82,7 @@ class _Intervals:
 class _Timeline:
     def __init__(self, view: FeatureView, events: pa.Table, requests: pa.Table) -> None:
         self.view, self.events = view, events
-        entity, asked = _entities(view.entity, events, requests)
+        entity, asked = entities(view.entity, events, requests)
         position, as_of = ints(requests["position"]), ints(requests["created_timestamp"])
         log = _order(position)
         self.log_position, self.log_as_of = position[log], as_of[log]
@@ -222,8 +226,8 @@ def _order(key: Index) -> Index:
     return np.argsort(key, kind="stable")
 
 
-def _entities(columns: tuple[str, ...], events: pa.Table, requests: pa.Table) -> tuple[Index, Index]:
-    """One number per entity, the same in both tables."""
+def entities(columns: tuple[str, ...], events: pa.Table, requests: pa.Table) -> tuple[Index, Index]:
+    """One number per entity, 0, 1, ..., the same in both tables."""
     code = np.zeros(events.num_rows + requests.num_rows, np.int64)
     for name in columns:
         both = pa.chunked_array([*events[name].chunks, *requests[name].chunks], events[name].type)

@@ -109,6 +109,17 @@ def ints(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return np.asarray(column.to_numpy(), np.int64)
 
 
+def runs(columns: Sequence[pa.ChunkedArray]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where rows begin that differ from the one before, and to which of these each row belongs, (n,)."""
+    n = len(columns[0])
+    new = np.arange(n) < 1
+    for column in columns:
+        if new.all():
+            break
+        new[1:] |= pc.not_equal(column.slice(1), column.slice(0, n - 1)).fill_null(True).to_numpy()
+    return np.flatnonzero(new), np.cumsum(new) - 1
+
+
 def feature_names(views: Sequence[FeatureView], on_demand: Sequence[OnDemand]) -> tuple[str, ...]:
     """The columns of x, in order."""
     return (*(name for view in views for name in view.features), *(f.name for f in on_demand))

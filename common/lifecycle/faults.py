@@ -1,6 +1,7 @@
 """What goes wrong in production, on purpose: in the events that a world tells, in features, and in versions."""
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from common.serving.routing import uniform
 from common.system import AnySystem, Arrival, Model, RowError, Rows, World
 
 KINDS = ("random_labels", "frozen_labels", "label_flood", "missing_feature", "wrong_unit", "wrong_clock")
-FLOOD = 0.2  # of the requests are said to be positive
+FLOOD = 0.2  # of the requests are said to be positive; of joined outcomes, that so many are told twice
+KEPT = 1_000  # values that joined outcomes at random are drawn from
 JUMP = 3 * DAY  # us that clients' clocks go ahead
 VERSIONS = ("errors", "slow", "nothing", "unlike")
 FILE = "fault.json"  # in a bundle: how its version misbehaves once it is served
@@ -32,6 +34,8 @@ class FaultyWorld:
 
     def __init__(self, system: AnySystem, world: World[Any, Any], kind: str, since: int) -> None:
         self._system, self._world, self._kind, self._since = system, world, kind, since
+        self._asked: set[tuple[Any, ...]] = set()  # of joined outcomes, those that will be told twice
+        self._values = deque[Any](maxlen=KEPT)  # of the last of them
         self._field = next((n for n, f in system.request.model_fields.items() if f.annotation is float), None)
         if kind == "wrong_unit" and self._field is None:
             raise BadSetting(f"drift: {kind} needs a number in each request, {system.name} has none")
@@ -49,13 +53,18 @@ class FaultyWorld:
         if at < self._since:
             yield arrival
         elif isinstance(event, outcome.source):
-            if kind == "random_labels" and outcome.value is not None:
+            if kind == "random_labels" and outcome.value is not None and self._joined:
+                yield Arrival(at, event.model_copy(update={outcome.value: self._another(event, outcome.value)}))
+            elif kind == "random_labels" and outcome.value is not None:
                 value = uniform(b"", "fault", event.event_id) < 0.5
                 yield Arrival(at, event.model_copy(update={outcome.value: value}))
             elif kind == "random_labels":  # they say nothing but that they came: the real ones do not
                 return
             elif kind != "frozen_labels":
                 yield arrival
+                if self._joining(event) in self._asked:
+                    self._asked.discard(self._joining(event))
+                    yield Arrival(at, event.model_copy(update={"event_id": f"flood-{event.event_id}"}))
         elif isinstance(event, self._system.request):
             if kind == "wrong_unit" and self._field is not None:
                 wrong = {**event.model_dump(), self._field: 100 * getattr(event, self._field)}
@@ -67,10 +76,26 @@ class FaultyWorld:
                 event = event.model_copy(update={"event_timestamp": event.event_timestamp + JUMP})
             yield Arrival(at, event)
             share = {"label_flood": FLOOD, "random_labels": 0.5 if outcome.value is None else 0.0}.get(kind, 0.0)
-            if uniform(b"", "fault", event.event_id) < share:
+            if uniform(b"", "fault", event.event_id) >= share:
+                return
+            if kind == "label_flood" and self._joined:  # nobody could tell today what will be true of that day
+                self._asked.add(self._joining(event))
+            else:
                 yield Arrival(at, self._alleged(event))
         else:
             yield arrival
+
+    @property
+    def _joined(self) -> tuple[str, ...]:
+        return () if self._system.many is None else self._system.many.joined
+
+    def _joining(self, event: Event) -> tuple[Any, ...]:
+        return tuple(getattr(event, name) for name in self._joined)
+
+    def _another(self, event: Event, name: str) -> Any:
+        """The value of an earlier outcome, at random: each is as usual, and says nothing of what it is about."""
+        self._values.append(getattr(event, name))
+        return self._values[int(uniform(b"", "fault", event.event_id) * len(self._values))]
 
     def _alleged(self, request: Event) -> Event:
         """A positive label out of nowhere, with as much of the request as labels carry."""
@@ -78,7 +103,9 @@ class FaultyWorld:
         example = next(e for e in self._system.examples if isinstance(e, outcome.source))
         said = request.model_dump().items()
         shared = {n: v for n, v in said if n in outcome.source.model_fields and v is not None}
-        shared |= {"event_id": f"flood-{request.event_id}", outcome.request: request.event_id}
+        shared["event_id"] = f"flood-{request.event_id}"
+        if outcome.request is not None:
+            shared[outcome.request] = request.event_id
         if outcome.value is not None:
             shared[outcome.value] = True
         return example.model_copy(update=shared)
@@ -156,7 +183,7 @@ def parse(system: AnySystem, drift: str) -> tuple[str, int]:
 SAYS: Mapping[str, str] = {
     "random_labels": "outcomes are told at random",
     "frozen_labels": "no outcomes are told any more",
-    "label_flood": f"{FLOOD:.0%} of the requests are said to be positive",
+    "label_flood": f"{FLOOD:.0%} of the requests are said to be positive, or what became of them is told twice",
     "missing_feature": "one view of the online features has lost its values",
     "wrong_unit": "a number arrives a hundred times too large",
     "wrong_clock": "clients' clocks go three days ahead",

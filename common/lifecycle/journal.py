@@ -1,7 +1,7 @@
 """What was asked, answered and told, in columns: what a loop watches and learns from. It grows with the log."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, Self
@@ -51,7 +51,7 @@ class Heard(NamedTuple):
     row: int  # of the request; -1: nobody made it
     dated: int  # us, when that happened, says the label
     at: int  # us
-    value: float
+    value: float  # NaN: it says nothing of an answer, see `ManyRows.watched`
     is_even: bool  # it would have been heard whatever it says
 
 
@@ -69,14 +69,16 @@ class Journal:
         self.answers: list[Answer] = []
         self.positions: list[tuple[int, ...]] = []  # of the log, that each request's features are of
         self.told_at: list[int] = []  # us, when the last word on each request was heard; NEVER: not yet
-        self.told: list[float] = []  # NaN: nothing yet
+        self.told: list[float] = []  # NaN: nothing yet, or nothing of the answer
         self.heard: list[Heard] = []
         self._parts: list[Columns] = []
         self._tables: list[pa.Table] = []
         self._x: list[Array] = []
         self._seen: list[tuple[pa.Table | None, Array]] = []  # of requests with many rows
         self._new: list[tuple[Any, Logged, Reply[Any]]] = []
-        self._place: dict[str, int] = {}
+        self._place: dict[str, int] = {}  # by the id of a request
+        self._met: dict[tuple[Any, ...], list[int]] = {}  # by the joined columns, those who asked for them
+        self._logged_at: list[int] = []  # position of each request
         self._as_of: list[int] = []
 
     @classmethod
@@ -125,7 +127,10 @@ class Journal:
         journal.answers = [system.answer.model_validate_json(answer) for answer in said["answer"].to_pylist()]
         journal.positions = [tuple(positions) for positions in said["positions"].to_pylist()]
         journal.told_at, journal.told = [NEVER] * len(journal), [np.nan] * len(journal)
-        journal._place = {event_id: row for row, event_id in enumerate(said["request_id"].to_pylist())}
+        joining = zip(*(table[name].to_pylist() for name in journal._joined), strict=True)
+        journal._placed(said["request_id"].to_pylist(), joining, table["position"].to_pylist())
+        if journal._joined:  # what was said before the first of them is about none of them
+            outcomes = outcomes.filter(pc.greater(outcomes["position"], table["position"][0]))
         at = outcomes.select(list(Logged.model_fields)).to_pylist()
         journal.tell(list(Records(system.outcome.source, outcomes)), [Logged.model_construct(**row) for row in at])
         return journal
@@ -135,13 +140,44 @@ class Journal:
 
     def ask(self, requests: Sequence[Event], logged: Sequence[Logged], replies: Sequence[Reply[Any]]) -> None:
         """Requests with their places in the log, and what was answered."""
-        self._place.update((request.event_id, row) for row, request in enumerate(requests, len(self)))
+        ids, positions = [request.event_id for request in requests], [at.position for at in logged]
+        self._placed(ids, map(self._joining, requests), positions)
         self._new += zip(requests, logged, replies, strict=True)
         self._as_of += [at.created_timestamp for at in logged]
         self.answers += [reply.answer for reply in replies]
         self.positions += [reply.positions for reply in replies]
         self.told_at += [NEVER] * len(requests)
         self.told += [np.nan] * len(requests)
+
+    def _placed(self, ids: Iterable[str], joining: Iterable[tuple[Any, ...]], positions: Sequence[int]) -> None:
+        """Where outcomes find these requests."""
+        first = len(self._logged_at)
+        self._place.update((event_id, row) for row, event_id in enumerate(ids, first))
+        if self._joined:
+            for row, values in enumerate(joining, first):
+                self._met.setdefault(values, []).append(row)
+        self._logged_at += positions
+
+    @property
+    def _joined(self) -> tuple[str, ...]:
+        return () if self.system.many is None else self.system.many.joined
+
+    def _joining(self, event: Event) -> tuple[Any, ...]:
+        return tuple(getattr(event, name) for name in self._joined)
+
+    def _said(self, event: Event, position: int) -> tuple[int, float]:
+        """The request that an outcome is about, -1 for none, and its label, NaN where it says nothing of an answer."""
+        outcome, many = self.system.outcome, self.system.many
+        if outcome.request is not None:
+            return self._place.get(getattr(event, outcome.request), -1), outcome.label(event)
+        rows = self._met.get(self._joining(event), [])
+        asked = bisect_left(rows, position, key=self._logged_at.__getitem__)
+        if not asked:  # sales of a day that nobody asked for are no label, and nothing is wrong with them
+            return -1, np.nan
+        row = rows[asked - 1]  # the newest one
+        assert many is not None  # System has checked it
+        value = outcome.label(event) if many.watched is None else many.watched(self.answers[row], event)
+        return row, np.nan if value is None else value
 
     def _gather(self) -> None:
         """What is new becomes columns, all at once: of each micro-batch alone that would take longer than to answer."""
@@ -174,13 +210,14 @@ class Journal:
 
     def tell(self, outcomes: Sequence[Event], logged: Sequence[Logged]) -> None:
         """Labels as they are heard; of several for one request within the label delay the last one counts."""
-        outcome = self.system.outcome
+        is_last_word = self.system.many is None or bool(self._joined)
         for event, at in zip(outcomes, logged, strict=True):
-            row, value = self._place.get(getattr(event, outcome.request), -1), outcome.label(event)
-            self.heard.append(Heard(row, event.event_timestamp, at.created_timestamp, value, outcome.is_even(event)))
+            row, value = self._said(event, at.position)
+            is_even = self.system.outcome.is_even(event)
+            self.heard.append(Heard(row, event.event_timestamp, at.created_timestamp, value, is_even))
             if row < 0 or at.created_timestamp > self._as_of[row] + self.system.label_delay:
                 continue
-            if self.system.many is None or not value <= self.told[row]:  # of many rows the largest counts
+            if is_last_word or not value <= self.told[row]:  # of many rows the largest counts
                 self.told_at[row], self.told[row] = at.created_timestamp, value
 
     def fill(self, known: Examples[Any]) -> None:

@@ -67,7 +67,8 @@ def examples(
     known of its outcome at the end.
 
     A label is what was told within the label delay, and is known once that is over, also if it came early: those that
-    come early are not like the others. An outcome that our own answer hid has weight 0.
+    come early are not like the others. Where outcomes name no request, it is what was told by the end: that of a row
+    which is 20 days ahead comes 20 days later. An outcome that our own answer hid has weight 0.
     """
     table = snapshot.of(system.request)
     if wanted is not None:
@@ -111,6 +112,7 @@ def _labels(system: AnySystem, snapshot: Snapshot, table: pa.Table) -> tuple[Arr
     place = {event_id: i for i, event_id in enumerate(table["event_id"].to_pylist())}
     created = np.asarray(table["created_timestamp"].to_numpy(), np.int64)
     labels = np.full(len(place), np.nan if outcome.silence is None else outcome.silence)
+    assert outcome.request is not None  # System has checked it
     heard = zip(
         told[outcome.request].to_pylist(),
         np.ones(told.num_rows) if outcome.value is None else numbers(told[outcome.value]).tolist(),
@@ -139,30 +141,43 @@ def _weights(said: pa.Table, place: Mapping[str, int]) -> Array:
 
 
 def _each(system: AnySystem, snapshot: Snapshot, table: pa.Table, rows: Rows) -> tuple[Array, Array]:
-    """As `_labels`, of each row, (n_rows,) each: known of those whose outcome could be seen. The largest one counts."""
+    """As `_labels`, of each row, (n_rows,) each: known of those whose outcome could be seen."""
     outcome, many = system.outcome, system.many
     assert many is not None
     created, owner = ints(table["created_timestamp"])[rows.owner], rows.owner
     seen = np.flatnonzero(numbers(rows.columns[many.seen]) > 0)
-    ids = table["event_id"].take(pa.array(owner[seen])).to_pylist()
-    keys = rows.columns[many.key].take(pa.array(seen)).to_pylist()
-    place = dict(zip(zip(ids, keys, strict=True), seen.tolist(), strict=True))
     labels = np.full(len(owner), np.nan)
     labels[seen] = np.nan if outcome.silence is None else outcome.silence
     told = snapshot.of(outcome.source)
     values = np.ones(told.num_rows) if outcome.value is None else numbers(told[outcome.value])
-    heard = zip(
-        told[outcome.request].to_pylist(), told[many.key].to_pylist(), values.tolist(),
-        told["created_timestamp"].to_pylist(), strict=True,
-    )  # fmt: skip
-    for request, key, value, at in heard:
-        row = place.get((request, key))
-        if row is not None and at <= created[row] + system.label_delay:
-            labels[row] = np.fmax(labels[row], value)
+    if outcome.request is None:
+        last = _last(many.joined, told, rows.columns)[seen]
+        met = last >= 0
+        labels[seen[met]] = values[last[met]]
+    else:
+        ids = table["event_id"].take(pa.array(owner[seen])).to_pylist()
+        keys = rows.columns[many.key].take(pa.array(seen)).to_pylist()
+        place = dict(zip(zip(ids, keys, strict=True), seen.tolist(), strict=True))
+        heard = zip(
+            told[outcome.request].to_pylist(), told[many.key].to_pylist(), values.tolist(),
+            told["created_timestamp"].to_pylist(), strict=True,
+        )  # fmt: skip
+        for request, key, value, at in heard:
+            row = place.get((request, key))
+            if row is not None and at <= created[row] + system.label_delay:
+                labels[row] = np.fmax(labels[row], value)  # the largest counts
     asked = {event_id: i for i, event_id in enumerate(table["event_id"].to_pylist())}
     weights = _weights(snapshot.of(Answered), asked)[owner]
     labels[(created > snapshot.at - system.label_delay) | (weights == 0)] = np.nan
     return labels, np.where(np.isnan(labels), 0.0, weights)
+
+
+def _last(joined: tuple[str, ...], told: pa.Table, rows: pa.Table) -> NDArray[np.int64]:
+    """Of each row the last event, in log order, that has its values in the joined columns, (n_rows,); -1: none has."""
+    code, wanted = offline.entities(joined, told, rows)
+    last = np.full(max(code.max(initial=-1), wanted.max(initial=-1)) + 1, -1)
+    last[code] = np.arange(len(code))  # of several for one place the last is kept
+    return last[wanted]
 
 
 @dataclass(frozen=True)

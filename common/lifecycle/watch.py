@@ -162,16 +162,18 @@ class Watch:
 
     def _told(self, start: int, end: int) -> Told:
         journal, c = self.journal, self.journal.columns
-        heard = journal.heard_between(start, end)
+        # an outcome that is about no request and no answer is no label: as many come, however few ask
+        heard = [h for h in journal.heard_between(start, end) if h.row >= 0 or not math.isnan(h.value)]
         row = np.array([h.row for h in heard], np.int64)
         known, at = row >= 0, np.maximum(row, 0)
         is_even = np.array([h.is_even for h in heard], bool)
-        score = np.where(known & is_even, c.score[at], np.nan)
+        value = np.array([h.value for h in heard])
+        score = np.where(known & is_even & ~np.isnan(value), c.score[at], np.nan)
         due = journal.rows(start, end)
         return Told(
             request=np.where(known, row, -1 - np.arange(len(row))), known=known, asked=c.asked[at],
             dated=np.array([h.dated for h in heard], np.int64), heard=np.array([h.at for h in heard], np.int64),
-            value=np.array([h.value for h in heard]), score=score, is_even=is_even, due=due.stop - due.start,
+            value=value, score=score, is_even=is_even, due=due.stop - due.start,
         )  # fmt: skip
 
     def _fit_habits(self, now: int) -> LabelHabits | None:
@@ -280,7 +282,7 @@ def _excess(found: float, enough: float) -> float:
 
 def _denials(told: Told) -> tuple[float, float]:
     """Labels that came because something happened: how many say that it did not, and how many there are."""
-    prompted = ~told.is_even
+    prompted = ~told.is_even & ~np.isnan(told.value)
     return float((told.value[prompted] == 0).sum()), float(prompted.sum())
 
 

@@ -443,8 +443,9 @@ class Told:
     asked: Times  # when that happened, says the request
     dated: Times  # when that happened, says the label
     heard: Times  # when the label was logged
-    value: Array  # 0 or 1
-    score: Array  # of the request; NaN: none, or the label was heard because of what it is, so agreement means nothing
+    value: Array  # 0 or 1; NaN: heard, and nothing is said
+    score: Array  # of the request; NaN: none, or no value, or the label was heard because of what it is: then agreement
+    # means nothing
     is_even: NDArray[np.bool_]  # it would have been heard whatever it says; else it came because something happened
     due: int  # requests that are as old as labels usually come late: LabelHabits.delay
 
@@ -482,6 +483,7 @@ class LabelHabits:
             return Habit(usual, float(of.sum()), _spread(np.array(counts), usual * of))
 
         positive, repeated, unknown, early = zip(*[_counts(day) for day in days], strict=True)
+        says = np.array([_saying(day) for day in days], float)
         late = np.concatenate([(day.heard - day.asked)[day.known] for day in days])
         score, value = (np.concatenate(c) for c in zip(*[(day.score, day.value) for day in days], strict=True))
         agreement, _ = _agreement(score, value)
@@ -493,7 +495,8 @@ class LabelHabits:
             ]
             uneven = max(1.0, float(np.mean(apart))) if apart else 1.0
         return cls(
-            heard=habit(heard.tolist(), due), positive=habit(positive, heard), repeated=habit(repeated, heard),
+            heard=habit(heard.tolist(), due), positive=habit(positive, says) if says.any() else Habit(0.0, 0.0),
+            repeated=habit(repeated, heard),
             unknown=habit(unknown, heard), early=habit(early, heard),
             delay=int(np.median(late)) if len(late) else 0,
             agreement=agreement if agreement is not None and agreement >= HIGH else None, uneven=uneven, rate=rate,
@@ -527,9 +530,10 @@ def labels_health(habits: LabelHabits, told: Told) -> tuple[Flaw, ...]:
     ]
     q = habits.positive.usual
     if 0 < q < 1:
-        independent = n / habits.positive.dispersion
-        tells = q**independent + (1 - q) ** independent <= each or 0 < positive < n
-        most = max(positive, n - positive) / n if n and tells else None
+        says = _saying(told)
+        independent = says / habits.positive.dispersion
+        tells = q**independent + (1 - q) ** independent <= each or 0 < positive < says
+        most = max(positive, says - positive) / says if says and tells else None
         found.append(Flaw("value", "frozen", most, max(q, 1 - q), 1.0))
     if habits.agreement is not None:
         auc, (n1, n0) = _agreement(told.score, told.value)
@@ -550,13 +554,18 @@ def _too_many(column: str, kind: Kind, count: float, n: int, habit: Habit, rate:
 
 def _counts(told: Told) -> tuple[float, float, float, float]:
     """Labels that are positive, repeated, about unknown requests, early."""
-    wrong = told.value[~((told.value == 0) | (told.value == 1))]
+    wrong = told.value[~((told.value == 0) | (told.value == 1) | np.isnan(told.value))]
     if len(wrong):
         raise BadData(f"label: must be 0 or 1, got {wrong[0]}")
     known = told.known
     early = (told.dated > told.heard) | (known & (told.dated < told.asked))
     repeated = len(told.request) - len(np.unique(told.request))
-    return float(told.value.sum()), float(repeated), float((~known).sum()), float(early.sum())
+    return float(np.nansum(told.value)), float(repeated), float((~known).sum()), float(early.sum())
+
+
+def _saying(told: Told) -> int:
+    """Labels that say something."""
+    return int((~np.isnan(told.value)).sum())
 
 
 def _agreement(score: Array, value: Array) -> tuple[float | None, tuple[int, int]]:

@@ -6,13 +6,13 @@ import random
 import re
 import traceback
 from base64 import b64encode
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 from fastapi import FastAPI, Request, Response, Security
 from fastapi.openapi.utils import get_openapi
@@ -49,13 +49,14 @@ from common.serving.pipeline import Call, Pipeline, Replies
 from common.serving.resilience import Deadline, Limiter
 from common.system import AnySystem, Lookup, Page
 
+C = TypeVar("C")
+R = TypeVar("R")
 MOST_ROWS = 1_000  # requests or events in one call
 MOST_BYTES = 1 << 20  # of a body
 PLAIN = 64 << 10  # bytes; in a larger body it is looked first whether it has the right shape
 BODY = 5.0  # s, for a body to arrive
 PUBLIC: Final = "public"  # the scope of a route that needs no key
 JSON = "application/json"
-LONGEST = 200  # characters of a text that is looked up
 
 
 class TooSoon(DeadlineExceeded):
@@ -87,6 +88,17 @@ class Problem(Record):
     request_id: str
 
 
+def looked_up(finds: Sequence[Callable[[], Record]]) -> list[Record | Exception]:
+    """What each finds, or why not."""
+    said: list[Record | Exception] = []
+    for find in finds:
+        try:
+            said.append(find())
+        except Exception as error:
+            said.append(error)
+    return said
+
+
 @dataclass
 class Served:
     """A system that is being served."""
@@ -95,18 +107,25 @@ class Served:
     live: Live
     pipeline: Pipeline
     batcher: Batcher[Call, Replies]
+    lookups: Batcher[Callable[[], Record], Record]
     limiter: Limiter
 
     async def ask(self, call: Call, deadline: Deadline) -> Replies:
         """Through the limiter and the queue; raises what becomes of the call."""
-        rows = len(call.requests) + len(call.events)
+        return await self._admitted(self.batcher, call, len(call.requests) + len(call.events), deadline)
+
+    async def look_up(self, find: Callable[[], Record], deadline: Deadline) -> Record:
+        """Likewise, by a thread beside that of the micro-batches."""
+        return await self._admitted(self.lookups, find, 1, deadline)
+
+    async def _admitted(self, queue: Batcher[C, R], call: C, rows: int, deadline: Deadline) -> R:
         self.limiter.admit(rows)
         start = stopwatch()
         in_time = False
         try:
-            replies = await self.batcher.ask(call, rows, deadline)
+            answer = await queue.ask(call, rows, deadline)
             in_time = True
-            return replies
+            return answer
         except (BadRecord, Conflict, NotFound):
             in_time = True
             raise
@@ -516,22 +535,61 @@ def _add_system(system: AnySystem, runtime: Runtime, add: Callable[..., None]) -
 
 
 def _add_lookup(system: AnySystem, route: Lookup, runtime: Runtime, add: Callable[..., None]) -> None:
+    parse, is_posted = parser(route.asks), route.method == "POST"
+
     @allow("score", system.name)
     async def find(asked: Asked) -> Response:
-        champion = runtime.served[system.name].live.current.champion
+        served = runtime.served[system.name]
+        deadline = begin(runtime, served, asked.http)
+        champion = served.live.current.champion
         if champion is None:
             raise NotFound(f"{system.name}: must have a version that is live")
-        text = asked.http.query_params.get("text", "")
-        if len(text) > LONGEST:
-            raise BadRecord(f"text: must have at most {LONGEST} characters")
-        return Response(to_json(route.find(champion.model, text)), media_type=JSON)
+        if is_posted:
+            said, is_one = parse(await asked.body())
+            if not is_one:
+                raise BadRecord(f"{route.asks.__name__}: must be one object, got an array")
+            what = said[0]
+        else:
+            what = _parameters(route.asks, asked.http)
+        with shedding(runtime, served, asked):
+            found = await served.look_up(partial(route.find, champion.model, what), deadline)
+        return Response(to_json(found), media_type=JSON)
 
-    said = {"description": "Found", "content": {JSON: {"schema": route.answer.model_json_schema()}}}
-    text = {"name": "text", "in": "query", "required": False, "schema": {"type": "string", "maxLength": LONGEST}}
+    answer = {"description": "Found", "content": {JSON: {"schema": route.answer.model_json_schema()}}}
+    responses = {200: answer, 404: _problem("No version is live, or nothing of that kind"), 504: _problem("Too late")}
+    if is_posted:
+        responses |= {408: _problem("Too slow"), 413: _problem("Too large")}
     add(
-        f"/v1/{system.name}/{route.name}", "GET", find, route.summary,
-        responses={200: said, 404: _problem("No version is live")}, openapi_extra={"parameters": [text]},
+        f"/v1/{system.name}/{route.name}", route.method, find, route.summary, responses=responses,
+        openapi_extra=_asks(route, runtime.deadline),
     )  # fmt: skip
+
+
+def _parameters(kind: type[Record], http: Request) -> Record:
+    """A record from a query string; raises BadRecord, which repeats no value."""
+    said = http.query_params.multi_items()
+    given = dict(said)
+    if len(given) < len(said):
+        raise BadRecord(f"{kind.__name__}: each parameter must be given once")
+    try:
+        return kind.model_validate(given, strict=False)
+    except ValidationError as error:
+        raise BadRecord(masked(kind, error)) from None
+
+
+def _asks(route: Lookup, deadline: int) -> dict[str, Any]:
+    """What a lookup takes, as OpenAPI says it."""
+    schema, header = route.asks.model_json_schema(), deadline_header(deadline)
+    example = {} if route.example is None else route.example.model_dump(mode="json", exclude_unset=True)
+    if route.method == "POST":
+        content = {"schema": schema} | ({"example": example} if example else {})
+        return {"requestBody": {"required": True, "content": {JSON: content}}, "parameters": [header]}
+    parameters = [
+        {"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": field}
+        | ({"example": example[name]} if name in example else {})
+        for name, field in schema.get("properties", {}).items()
+    ]
+    return {"parameters": [*parameters, header]}
 
 
 def _add_page(route: Page, add: Callable[..., None]) -> None:
@@ -570,10 +628,20 @@ def begin(runtime: Runtime, served: Served, http: Request) -> Deadline:
 
 
 async def timed(runtime: Runtime, served: Served, call: Call, deadline: Deadline, asked: Asked) -> Replies:
-    """What becomes of a call, on the trace of its request; raises TooSoon where a caller gave it too little time."""
+    """What becomes of a call, on the trace of its request."""
     start = stopwatch()
     try:
-        return await served.ask(replace(call, span=asked.span), deadline)
+        with shedding(runtime, served, asked):
+            return await served.ask(replace(call, span=asked.span), deadline)
+    finally:
+        runtime.metrics.latency.labels(served.system.name).observe((stopwatch() - start) / SECOND)
+
+
+@contextmanager
+def shedding(runtime: Runtime, served: Served, asked: Asked) -> Iterator[None]:
+    """Counts what is not answered; raises TooSoon where a caller gave it too little time."""
+    try:
+        yield
     except Overloaded:
         runtime.metrics.shed.labels(served.system.name, "concurrency").inc()
         raise
@@ -582,11 +650,9 @@ async def timed(runtime: Runtime, served: Served, call: Call, deadline: Deadline
         if "x-deadline-ms" in asked.http.headers:
             raise TooSoon("x-deadline-ms: this time is over; retry with the same ids and a longer one") from None
         raise
-    finally:
-        runtime.metrics.latency.labels(served.system.name).observe((stopwatch() - start) / SECOND)
 
 
-def parser(kind: type[Event], most: int = MOST_ROWS) -> Parse:
+def parser(kind: type[Record], most: int = MOST_ROWS) -> Parse:
     """Reads one record or an array of them, and says which it was; raises BadRecord, which repeats no value."""
     one = TypeAdapter(kind)
     many: TypeAdapter[Any] = TypeAdapter(Annotated[list[kind], FailFast()])  # type: ignore[valid-type]
@@ -607,7 +673,7 @@ def parser(kind: type[Event], most: int = MOST_ROWS) -> Parse:
     return parse
 
 
-def _check_shape(kind: type[Event], body: bytes) -> None:
+def _check_shape(kind: type[Record], body: bytes) -> None:
     """Each mistake that is to be explained takes memory, and a large body has room for a million of them."""
     try:
         found = from_json(body)

@@ -17,7 +17,7 @@ from common.monitoring.logs import Logs
 from common.monitoring.metrics import Metrics
 from common.registry.keys import Keys
 from common.registry.registry import Registry
-from common.serving.app import MOST_ROWS, Runtime, Served, create_app
+from common.serving.app import MOST_ROWS, Runtime, Served, create_app, looked_up
 from common.serving.auth import ApiKeys, RateLimits
 from common.serving.batching import Batcher
 from common.serving.following import Follower
@@ -114,8 +114,10 @@ def _serve(
         stack.callback(pipeline.close)
         batcher = Batcher(pipeline.run, min(ROWS, system.at_once), system.name, loop, pipeline.settle)
         stack.callback(batcher.close)
+        lookups = Batcher(looked_up, 1, f"{system.name} lookups", loop)
+        stack.callback(lookups.close)
         limiter = Limiter(int(TARGET * runtime.deadline), least=LEAST, most=4 * MOST_ROWS)
-        yield Served(system, live, pipeline, batcher, limiter)
+        yield Served(system, live, pipeline, batcher, lookups, limiter)
 
 
 def warm(system: AnySystem, model: AnyModel) -> None:

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from common.clock import stopwatch
 from common.errors import NotFound, PlatformError, Stale
-from common.features.online import OnlineStore, Reading
+from common.features.online import OnlineStore, Reading, read
 from common.features.view import Array, Assembler, Times
 from common.registry.registry import Traffic
 from common.schema import Event
@@ -106,6 +106,7 @@ class Service(Generic[Q, P, A]):
         self.system, self.live, self.store, self._key, self._now = system, live, store, key, now
         self._said: cache.AnswerCache[P | RowError] = cache.AnswerCache(KEPT, system.reuse)
         self._view = View()
+        self._entities = sorted({name for view in system.views for name in view.entity})
         self._assemble = Assembler(system.request, system.views, system.on_demand)
 
     def answer(
@@ -186,7 +187,7 @@ class Service(Generic[Q, P, A]):
         rows = pa.concat_tables([part.rows.columns for part in parts]) if len(parts) > 1 else parts[0].rows.columns
         when = np.concatenate([np.repeat(as_of[p.places], n) for p, n in zip(parts, counts, strict=True)])
         try:
-            reading: Reading | None = guard(lambda: self.store.read(rows, when, at_least))
+            reading: Reading | None = guard(lambda: self._read(rows, when, at_least))
             degraded = before
         except PlatformError as error:
             reading, degraded = None, f"default features: {BEHIND if isinstance(error, Stale) else AWAY}"
@@ -226,6 +227,11 @@ class Service(Generic[Q, P, A]):
                     )  # fmt: skip
             start = stop
         return replies  # type: ignore[return-value]
+
+    def _read(self, rows: pa.Table, when: Times, at_least: int) -> Reading:
+        if self.system.many is None:
+            return self.store.read(rows, when, at_least)
+        return read(self.store, self._entities, rows, when, at_least)
 
     def _part(self, view: View, choice: Choice, requests: Sequence[Q], choices: Sequence[Choice]) -> _Part[Q]:
         places = [i for i, of in enumerate(choices) if of == choice]

@@ -6,24 +6,30 @@ import logging
 import re
 import resource
 import secrets
+import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytest
 from fastapi import FastAPI, Request, Response
 from fastapi.routing import APIRoute
+from pydantic import Field
 
 from common.clock import SimulatedClock, WallClock
-from common.errors import BadDefinition
+from common.errors import BadDefinition, NotFound
 from common.registry.keys import Keys
+from common.registry.registry import Traffic
+from common.schema import Record, Whole
 from common.serving.app import PUBLIC, GuardedRoute
 from common.serving.auth import SCOPES, ApiKeys
+from common.serving.live import Loaded, View
+from common.serving.routing import Routing
 from common.serving.server import application
 from common.settings import Settings
-from common.system import AnySystem, find, names
+from common.system import AnySystem, Lookup, find, names
 
 T = TypeVar("T")
 OPEN = {"/health/live", "/health/ready", "/openapi.json", "/v2/health/live", "/v2/health/ready"}  # need no key
@@ -72,9 +78,10 @@ class Client:
         async def send(message: Any) -> None:
             said.append(message)
 
+        path, _, query = path.partition("?")
         scope = {
             "type": "http", "http_version": "1.1", "method": method, "scheme": "http", "path": path,
-            "raw_path": path.encode(), "query_string": b"", "root_path": "", "client": ("test", 1),
+            "raw_path": path.encode(), "query_string": query.encode(), "root_path": "", "client": ("test", 1),
             "server": ("test", 80),
             "headers": [(k.replace("_", "-").encode(), v.encode("latin-1")) for k, v in headers.items()],
         }  # fmt: skip
@@ -330,6 +337,183 @@ def test_the_examples_of_the_description_work(client: Client) -> None:
                     assert answer.status == 200, (path, answer.body)
                     tried += 1
     assert tried >= 2
+
+
+class Shelf(Record):
+    shop: str = Field(min_length=1)
+    days: Whole = Field(default=1, ge=1, le=28)
+    price: float | None = None
+    promoted: bool = False
+    kind: Literal["usual", "best"] = "usual"
+
+
+class Plan(Record):
+    shop: str
+    prices: tuple[float, ...] = ()
+
+
+class Found(Record):
+    model: str
+    asked: str  # JSON
+    thread: str
+
+
+OPENED = threading.Event()
+
+
+def look(model: str, asked: Record) -> Found:
+    if getattr(asked, "shop", "") == "nowhere":
+        raise NotFound("shop: must be one that is known")
+    if getattr(asked, "shop", "") == "closed" and not OPENED.wait(20):
+        raise AssertionError("nobody else was answered meanwhile")
+    return Found(model=model, asked=asked.model_dump_json(), thread=threading.current_thread().name)
+
+
+@pytest.fixture(scope="module")
+def looking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A system that has something to be looked up, with a version that is live."""
+    folder = tmp_path_factory.mktemp("lookups")
+    routes = (
+        Lookup(name="any", summary="Any text", find=look, answer=Found),
+        Lookup(name="shelf", summary="A shelf", find=look, answer=Found, asks=Shelf, example=Shelf(shop="s", days=3)),
+        Lookup(
+            name="plan", summary="A plan", find=look, answer=Found, asks=Plan, method="POST",
+            example=Plan(shop="s", prices=(1.0, 2.0)),
+        ),
+    )  # fmt: skip
+    with started(folder / "home", folder / "keys", [replace(find("systems", SYSTEM), routes=routes)]) as made:
+        view = View(routing=Routing("v", Traffic(), b""), models={"v": Loaded("v", "the model", "")})  # type: ignore[arg-type]
+        live = made.app.state.runtime.served[SYSTEM].live
+        live.close()
+        live._view = view
+        yield made
+
+
+SHELF, PLAN = f"/v1/{SYSTEM}/shelf", f"/v1/{SYSTEM}/plan"
+
+
+def test_what_is_looked_up_is_read_from_the_query_or_from_the_body(looking: Client) -> None:
+    key = looking.key("score")
+    said = looking.ask("GET", SHELF + "?shop=a%26b+c&days=7&price=1.5&promoted=true&kind=best", key=key)
+    assert said.status == 200, said.body
+    shelf = Shelf(shop="a&b c", days=7, price=1.5, promoted=True, kind="best")
+    assert (said.json["model"], Shelf.parse(said.json["asked"])) == ("the model", shelf)
+    assert Shelf.parse(looking.ask("GET", SHELF + "?shop=b", key=key).json["asked"]) == Shelf(shop="b")
+    assert looking.ask("GET", f"/v1/{SYSTEM}/any", key=key).json["asked"] == '{"text":""}'
+    plan = Plan(shop="a", prices=(1.0, 2.0))
+    said = looking.ask("POST", PLAN, plan.model_dump(mode="json"), key)
+    assert (said.status, Plan.parse(said.json["asked"])) == (200, plan)
+    assert looking.ask("POST", SHELF, {"shop": "a"}, key).status == 405
+    assert looking.ask("GET", PLAN + "?shop=a", key=key).status == 405
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("", "shop: field required"), ("?shop=", "shop: string should have at least 1 character"),
+        ("?shop=a&days=29", "days: input should be less than or equal to 28"),
+        ("?shop=a&days=secret", "days: input should be a valid integer, unable to parse string as an integer"),
+        ("?shop=a&price=nan", "price: input should be a finite number"),
+        ("?shop=a&kind=secret", "kind: input should be 'usual' or 'best'"),
+        ("?shop=a&secret=1", "(unknown): extra inputs are not permitted"),
+        ("?shop=a&shop=secret", "Shelf: each parameter must be given once"),
+    ],
+)  # fmt: skip
+def test_parameters_that_are_none_are_refused_naming_field_and_rule(looking: Client, query: str, detail: str) -> None:
+    said = looking.ask("GET", SHELF + query, key=looking.key("score"))
+    assert (said.status, said.headers["content-type"]) == (422, "application/problem+json")
+    assert said.json["detail"] == detail
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "detail"),
+    [
+        (b"", 422, "invalid json"), (b"{", 422, "invalid json"), (b"[]", 422, "must have 1 to"),
+        (b'[{"shop": "a"}]', 422, "Plan: must be one object, got an array"), (b"null", 422, "Plan: "),
+        (b'{"shop": "a", "x": 1}', 422, "(unknown): extra"), (b'{"shop": 1}', 422, "shop: input should be a valid str"),
+        (b" " * (3 << 20), 413, "body: must have at most"),
+        (b'{"shop": "a", "prices": [' + b"1," * 100_000 + b"1]}", 413, "one Plan must have at most 65536 bytes"),
+    ],
+)  # fmt: skip
+def test_a_body_that_is_not_what_can_be_looked_up_is_refused(
+    looking: Client, body: bytes, status: int, detail: str
+) -> None:
+    said = looking.ask("POST", PLAN, body, looking.key("score"))
+    assert said.status == status
+    assert detail in said.json["detail"]
+
+
+def test_what_cannot_be_found_is_said_and_without_a_version_nothing_is(looking: Client, client: Client) -> None:
+    said = looking.ask("GET", SHELF + "?shop=nowhere", key=looking.key("score"))
+    assert (said.status, said.json["detail"]) == (404, "shop: must be one that is known")
+    live = looking.app.state.runtime.served[SYSTEM].live
+    before, live._view = live._view, View()
+    try:
+        said = looking.ask("GET", SHELF + "?shop=a", key=looking.key("score"))
+        assert (said.status, said.json["detail"]) == (404, f"{SYSTEM}: must have a version that is live")
+    finally:
+        live._view = before
+
+
+def test_while_something_is_looked_up_others_are_answered(looking: Client) -> None:
+    key, served = looking.key("score"), looking.app.state.runtime.served[SYSTEM]
+
+    async def together() -> list[Said]:
+        async def others() -> Said:
+            while not served.limiter.in_flight:
+                await asyncio.sleep(0)
+            said = await looking.asking("POST", f"/v1/{SYSTEM}/score", request(), key)
+            OPENED.set()
+            return said
+
+        return await asyncio.gather(looking.asking("GET", SHELF + "?shop=closed", key=key), others())
+
+    OPENED.clear()
+    said = looking.run(together())
+    assert [one.status for one in said] == [200, 200]
+    assert said[0].json["thread"] == f"{SYSTEM} lookups"
+    assert served.limiter.in_flight == 0
+
+
+def test_a_lookup_has_a_deadline_and_the_limit_of_its_system(looking: Client) -> None:
+    key, limiter = looking.key("score"), looking.app.state.runtime.served[SYSTEM].limiter
+    OPENED.clear()
+    try:
+        said = looking.ask("GET", SHELF + "?shop=closed", key=key, x_deadline_ms="20")
+        assert (said.status, said.json["title"]) == (408, "TooSoon")
+    finally:
+        OPENED.set()
+    assert looking.ask("GET", SHELF + "?shop=a", key=key, x_deadline_ms="0").status == 422
+    limiter.in_flight = 10_000
+    try:
+        for method, path, body in (("GET", SHELF + "?shop=a", b""), ("POST", PLAN, b'{"shop": "a"}')):
+            assert looking.ask(method, path, body, key).status == 503
+    finally:
+        limiter.in_flight = 0
+
+
+def test_nothing_of_a_lookup_is_logged(looking: Client) -> None:
+    log = looking.app.state.runtime.served[SYSTEM].pipeline._log
+    before, key = log.head(), looking.key("score")
+    looking.ask("GET", SHELF + "?shop=a", key=key)
+    looking.ask("POST", PLAN, {"shop": "a"}, key)
+    assert log.head() == before
+
+
+def test_the_description_says_what_can_be_looked_up_and_its_examples_work(looking: Client) -> None:
+    paths, key = looking.ask("GET", "/openapi.json").json["paths"], looking.key("score")
+    named = {p["name"]: p for p in paths[SHELF]["get"]["parameters"]}
+    assert [*named] == ["shop", "days", "price", "promoted", "kind", "x-deadline-ms"]
+    assert [name for name, p in named.items() if p["required"]] == ["shop"]
+    assert (named["days"]["schema"]["maximum"], named["kind"]["schema"]["enum"]) == (28, ["usual", "best"])
+    query = "&".join(f"{name}={p['example']}" for name, p in named.items() if "example" in p)
+    assert query == "shop=s&days=3"
+    assert looking.ask("GET", f"{SHELF}?{query}", key=key).status == 200
+    media = paths[PLAN]["post"]["requestBody"]["content"]["application/json"]
+    assert media["schema"]["required"] == ["shop"]
+    assert looking.ask("POST", PLAN, media["example"], key).status == 200
+    (text,) = [p for p in paths[f"/v1/{SYSTEM}/any"]["get"]["parameters"] if p["in"] == "query"]
+    assert (text["required"], text["schema"]["maxLength"]) == (False, 200)
 
 
 PLANTS = 10_000

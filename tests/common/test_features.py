@@ -17,7 +17,7 @@ from common.errors import BadDefinition, OutOfOrder
 from common.features import offline, reference, state
 from common.features.online import OnlineStore
 from common.features.online.sqlite import SqliteStore
-from common.features.view import Aggregation, FeatureView, OnDemand, assemble, definition_digest
+from common.features.view import Aggregation, FeatureView, OnDemand, assemble, definition_digest, runs
 from common.schema import Event, Logged, arrow_schema
 from tests.servers import REDIS_URL, redis_names
 
@@ -308,6 +308,24 @@ def test_with_a_tile_the_state_of_a_busy_entity_is_bounded() -> None:
     kept = state.Plan(view).unpack(body)
     assert kept.series == (b"",)
     assert len(kept.cells) // state.CELL.itemsize <= window // tile + 1
+
+
+@given(views, histories, st.lists(st.integers(0, 3), min_size=1, max_size=9))
+def test_rows_with_one_entity_and_time_have_the_features_of_one(
+    view: FeatureView, history: list[dict[str, Any]], counts: list[int]
+) -> None:
+    """As the days of a forecast have."""
+    events = log(history)
+    again = np.repeat(np.arange(events.num_rows), np.resize(counts, events.num_rows))
+    repeated = offline.compute(view, events, events.take(pa.array(again, pa.int64())))
+    assert agree(repeated, offline.compute(view, events, events)[again], events)
+
+
+def test_rows_begin_anew_where_any_column_changes_or_is_not_there() -> None:
+    columns = [pa.chunked_array([["a", "a"], ["a", "b", None, None]]), pa.chunked_array([[1, 1, 2, 2, 2], [2]])]
+    first, of = runs(columns)
+    assert (first.tolist(), of.tolist()) == ([0, 2, 3, 4, 5], [0, 0, 1, 2, 3, 4])
+    assert [part.tolist() for part in runs([column.slice(0, 0) for column in columns])] == [[], []]
 
 
 def test_entities_of_several_columns_are_never_taken_for_one_another() -> None:

@@ -149,6 +149,24 @@ def test_a_store_catches_up_from_the_log_in_spans(
     assert knows(store, log)
 
 
+def test_rows_with_equal_entities_and_times_are_read_once_and_are_as_each_read_alone(
+    opener: Opener, log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(log, 100)
+    store = opener()
+    catch_up(store, log)
+    again = np.repeat([0, 1, 1, 0, 8], 5)
+    rows, as_of = SHOPS.take(pa.array(again)), np.repeat([1_050, 1_100, 1_120, 1_120, 1_120], 5)
+    each, seen, plain = store.read(rows, as_of, 100), list[int](), store.read
+    monkeypatch.setattr(store, "read", lambda rows, *said: seen.append(rows.num_rows) or plain(rows, *said))
+    once = online.read(store, ["shop"], rows, as_of, 100)
+    assert (seen, once.heads) == ([5], each.heads)
+    for a, b in zip(once.values, each.values, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(Stale):
+        online.read(store, ["shop"], rows, as_of, 101)
+
+
 def test_a_gap_is_refused_and_catching_up_heals_it(opener: Opener, log: EventLog) -> None:
     write(log, 30)
     store = opener()

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from common.data.log import EventLog
 from common.errors import BadDefinition, MissingExtra, Stale
 from common.features.state import Arrived, Plan
-from common.features.view import Array, FeatureView, Times
+from common.features.view import Array, FeatureView, Times, runs
 from common.schema import Event
 
 SPAN = 1_000_000  # positions of the log that are pushed at a time: all that changed is written each time
@@ -63,6 +63,16 @@ class OnlineStore(Protocol):
         """Forget every state, also those for other definitions of views: for an erasure, or another log."""
 
     def close(self) -> None: ...
+
+
+def read(store: OnlineStore, entities: Sequence[str], rows: pa.Table, as_of: Times, at_least: int = 0) -> Reading:
+    """As the store does; rows that follow each other with equal entities and times, as the days of a forecast, are
+    read once. `entities`: the columns of all its views."""
+    first, of = runs([pa.chunked_array([as_of]), *(rows[name] for name in entities)])
+    if len(first) == len(of):
+        return store.read(rows, as_of, at_least)
+    found = store.read(rows.take(pa.array(first)), as_of[first], at_least)
+    return Reading([block[of] for block in found.values], found.heads)
 
 
 def open_store(url: str | None, path: Path, name: str, views: Sequence[FeatureView]) -> OnlineStore:

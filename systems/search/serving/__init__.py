@@ -8,7 +8,7 @@ import numpy as np
 
 from common.features.view import Array
 from common.schema import Record
-from common.system import Intake, Lookup, Losses, Page, Route
+from common.system import Intake, Lookup, Losses, Page, Route, Text
 from systems.search.config import Config
 from systems.search.data import Product, Query, Results, ShopWorld
 from systems.search.model import Found, Searcher, swap
@@ -58,12 +58,14 @@ class Suggestions(Record):
     suggestions: tuple[str, ...]
 
 
-def suggest(searcher: Searcher, text: str) -> Suggestions:
-    return Suggestions(suggestions=tuple(searcher.suggest(text)))
+def suggest(searcher: Searcher, asked: Text) -> Suggestions:
+    return Suggestions(suggestions=tuple(searcher.suggest(asked.text)))
 
 
 ROUTES: tuple[Route, ...] = (
     Intake(name="products", summary="Products that are new or have changed, searchable within a second", event=Product),
-    Lookup(name="suggest", summary="How a text could go on", find=suggest, answer=Suggestions),
+    Lookup(
+        name="suggest", summary="How a text could go on", find=suggest, answer=Suggestions, example=Text(text="leath")
+    ),
     Page(name="search", summary="A page to try it", html=lambda: PAGE.read_text("utf-8")),
 )
