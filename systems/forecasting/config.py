@@ -59,11 +59,10 @@ class Config:
     learning_rate: float = 0.08
     max_bin: int = 63  # values of a feature that trees tell apart
     num_leaves: int = 15
-    min_data_in_leaf: int = 50
-    feature_fraction: float = 0.6
+    min_data_in_leaf: int = 30
+    feature_fraction: float = 0.8
     lambda_l2: float = 5.0
-    origins: int = 4  # of the backtests that choose the combination and make intervals honest
-    held_out: int = 28  # days, over which these origins lie
+    held_out: int = 56  # days of reviews whose backtests choose the combination and make intervals honest
 
     # The judgement
     label_delay: int = 33 * DAY  # us; the last of 28 days is over, and has been reported

@@ -16,7 +16,7 @@ from systems.forecasting.data import EDGES, LEVELS, Review
 from systems.forecasting.data.stock import newsvendor_level, newsvendor_loss
 from systems.forecasting.model import distribution, forecaster
 from systems.forecasting.model.forecaster import Blend
-from systems.forecasting.serving import HALF, orders
+from systems.forecasting.serving import orders
 
 Flags = NDArray[np.bool_]
 
@@ -49,7 +49,7 @@ def evaluate(config: Config, model: Forecasts, examples: Examples[Review]) -> Re
     simple = {name: model.blend.simple(columns, method) for name, method in BASELINES.items()}
     usual = losses(columns, y, simple["seasonal_naive"], model.is_count)
     found = measures(columns, y, q, model.is_count)
-    cost = costs(examples, q, model.is_count)
+    cost = costs(examples, model, q)
     metrics = summed(found, usual, told) | cost
     ceiling: dict[str, float] = {}
     if examples.ceiling is not None:
@@ -63,7 +63,7 @@ def evaluate(config: Config, model: Forecasts, examples: Examples[Review]) -> Re
     return Report(
         metrics=metrics,
         baselines={
-            name: summed(measures(columns, y, said, model.is_count), usual, told) | costs(examples, said, model.is_count)
+            name: summed(measures(columns, y, said, model.is_count), usual, told) | costs(examples, model, said)
             for name, said in simple.items()
         },
         ceiling=ceiling,
@@ -89,7 +89,7 @@ def losses(columns: pa.Table, y: Array, q: Array, is_count: bool) -> Array:
 def measures(columns: pa.Table, y: Array, q: Array, is_count: bool) -> dict[str, Array]:
     """By name, of each row, (n_rows,)."""
     median = forecaster.whole(q, is_count)[:, len(LEVELS) // 2]
-    mean = np.maximum(distribution.mean(q, LEVELS) - HALF * is_count, 0.0)
+    mean = distribution.mean(q, LEVELS, is_count)
     z = forecaster.continuous(columns, y) if is_count else y
     both = np.abs(y) + np.abs(median)
     return {
@@ -120,12 +120,12 @@ def summed(found: Mapping[str, Array], usual: Array, which: Flags) -> dict[str, 
     }
 
 
-def costs(examples: Examples[Review], q: Array, is_count: bool) -> dict[str, float]:
+def costs(examples: Examples[Review], model: Forecasts, q: Array) -> dict[str, float]:
     """EUR per 1,000 reviews, of the orders that follow from these quantiles: expected where a world tells the
     distribution of demand, else by what was sold, where all protected days were known."""
     total, n = 0.0, 0
     for reviews, rows in _protected(examples):
-        quantity, _ = orders(reviews, q[rows], is_count)
+        quantity, _ = orders(reviews, q[rows], model.is_count, model.blend.correlation)
         short, over, counted = _apart(examples, reviews, rows, quantity)
         fee = np.array([review.order_cost for review in reviews]) * (quantity > 0)
         price = np.array([[review.short_cost, review.over_cost] for review in reviews])

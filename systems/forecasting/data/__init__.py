@@ -3,6 +3,7 @@
 from systems.forecasting.data.events import EDGES, EXAMPLES, HORIZON, LEVELS, Actual, Forecast, Order, Review
 from systems.forecasting.data.world import RetailWorld, world
 
+LAYOUT = ()
 __all__ = [
     "EDGES",
     "EXAMPLES",

@@ -3,9 +3,10 @@ backtests, made honest by conformal shifts. Files: LightGBM text, JSON, Parquet.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
+from zlib import crc32
 
 import lightgbm as lgb
 import numpy as np
@@ -34,6 +35,9 @@ NEW: Final = 56  # days of history, below which
 STEPS: Final = np.linspace(0, 1, 11)  # weights that are tried
 FEWEST: Final = 500  # rows that trees are fitted on
 CELLS: Final = len(SEGMENTS) * (len(WEEKS) + 1)
+TOGETHER: Final = 4  # days whose errors are compared
+SURE: Final = (0.001, 0.999)
+NO_SHIFTS: Final = conformal.Shifts(np.zeros(0, np.int64), np.zeros((0, len(LEVELS))), np.zeros(len(LEVELS)))
 MOST_HIDDEN: Final = 0.98  # no day is more surprising than that
 PARTED: Final = 200  # rows of a segment and horizon, from which on it has weights of its own
 NORMAL: Final = ndtri(np.array(LEVELS))  # quantiles
@@ -49,6 +53,7 @@ class Predicted:
     quantiles: tuple[tuple[float, ...], ...]  # of each day, at LEVELS; units
     outside: float  # P(the first day is outside its interval of 80 %)
     is_count: bool
+    correlation: float  # of the errors of two days
     protected: int  # days that an order made now has to last for
 
 
@@ -105,6 +110,7 @@ class Blend:
     weight: tuple[float, ...]  # (cells,) of the trees
     spread: Mapping[str, conformal.Shifts]  # by local method: from its point to its quantiles
     shifts: conformal.Shifts  # of the blend
+    correlation: float  # of the errors of two days of the same forecast
 
     @classmethod
     def fit(cls, columns: pa.Table, trees: Array, z: Array) -> "Blend":
@@ -123,9 +129,9 @@ class Blend:
                 for w in STEPS
             }
             method[c], weight[c] = min(loss, key=lambda key: loss[key])
-        made = cls(tuple(method), tuple(weight), spread, conformal.Shifts.fit(z, trees, scale, cell, LEVELS))
-        mixed = made._mixed(columns, trees)
-        return cls(made.method, made.weight, spread, conformal.Shifts.fit(z, mixed, scale, cell, LEVELS))
+        made = cls(tuple(method), tuple(weight), spread, NO_SHIFTS, 0.0)
+        made = replace(made, shifts=conformal.Shifts.fit(z, made._mixed(columns, trees), scale, cell, LEVELS))
+        return replace(made, correlation=_correlation(columns, made.quantiles(columns, trees), z))
 
     def _mixed(self, columns: pa.Table, trees: Array) -> Array:
         cell, scale = cells(columns), numbers(columns["scale"])
@@ -141,25 +147,41 @@ class Blend:
     def simple(self, columns: pa.Table, method: str) -> Array:
         """What a local method says alone, (n, len(LEVELS)) units: its point, with conformal intervals."""
         point = _tiled(_points(columns, method))
-        return np.maximum(self.spread[method].apply(point, numbers(columns["scale"]), cells(columns)), 0.0)
+        return _sorted(self.spread[method].apply(point, numbers(columns["scale"]), cells(columns)))
 
     def quantiles(self, columns: pa.Table, trees: Array) -> Array:
         """(n, len(LEVELS)) units, never below 0."""
         mixed = self._mixed(columns, trees)
-        return np.maximum(self.shifts.apply(mixed, numbers(columns["scale"]), cells(columns)), 0.0)
+        return _sorted(self.shifts.apply(mixed, numbers(columns["scale"]), cells(columns)))
 
     def document(self) -> dict[str, Any]:
         return {
             "method": self.method, "weight": self.weight, "shifts": self.shifts.to_dict(),
             "spread": {name: shifts.to_dict() for name, shifts in self.spread.items()},
+            "correlation": self.correlation,
         }  # fmt: skip
 
     @classmethod
     def read(cls, said: Mapping[str, Any]) -> "Blend":
         spread = {name: conformal.Shifts.from_dict(shifts) for name, shifts in said["spread"].items()}
         shifts = conformal.Shifts.from_dict(said["shifts"])
-        return cls(tuple(said["method"]), tuple(said["weight"]), spread, shifts)
+        return cls(tuple(said["method"]), tuple(said["weight"]), spread, shifts, said["correlation"])
 
+
+def _correlation(columns: pa.Table, q: Array, z: Array) -> float:
+    """Of the errors of any two of the first days of a review, as normal scores: a level that is wrong is wrong for all
+    of them, and their sum is less certain than that of independent days."""
+    score = ndtri(np.clip(distribution.cdf(q, LEVELS, z), *SURE))
+    first = numbers(columns["horizon"]) <= TOGETHER
+    day, score = ints(columns["day"])[first] - numbers(columns["horizon"])[first].astype(np.int64), score[first]
+    series = _numbers(columns["store_id"]) * 2**20 + _numbers(columns["product_id"])
+    _, review = np.unique(np.stack([series[first], day]), axis=1, return_inverse=True)
+    whole = np.bincount(review.ravel()) == TOGETHER
+    sums = np.bincount(review.ravel(), score)[whole]
+    if len(sums) < PARTED:
+        return 0.0
+    excess = float(np.var(sums) / np.var(score) / TOGETHER - 1)  # variance of a sum is k (1 + (k - 1) rho)
+    return min(max(excess / (TOGETHER - 1), 0.0), 1.0)
 
 
 def segments(columns: pa.Table) -> Ints:
@@ -176,6 +198,10 @@ def cells(columns: pa.Table) -> Ints:
 
 def _points(columns: pa.Table, method: str) -> Array:
     return np.asarray(numbers(columns[f"{method}_ratio"]) * (numbers(columns["level"]) + 1) - 1)
+
+
+def _sorted(q: Array) -> Array:
+    return np.sort(np.maximum(q, 0.0), axis=1)
 
 
 def _tiled(point: Array) -> Array:
@@ -223,7 +249,7 @@ class Forecaster:
 
     def predict(self, requests: Sequence[Review], rows: Rows, x: Array) -> Sequence[Predicted | RowError]:
         q = self.quantiles(rows.columns, x)
-        return predictions(requests, rows, q, self.is_count)
+        return predictions(requests, rows, q, self.is_count, self.core.blend.correlation)
 
     def save(self, folder: Path) -> None:
         for level, booster in zip(LEVELS, self.core.trees.boosters, strict=True):
@@ -238,7 +264,7 @@ class Forecaster:
         if self.table is not None or self.plan is None:
             assert self.table is not None
             return self.table
-        return Table.of(self.panel, self.plan, everything(self.core, self.panel, self.plan))
+        return Table.of(self.panel, self.plan, everything(self.core, self.panel, self.plan), self.is_count)
 
 
 def load(config: Config, folder: Path) -> Forecaster:
@@ -250,7 +276,9 @@ def load(config: Config, folder: Path) -> Forecaster:
     )  # fmt: skip
 
 
-def predictions(requests: Sequence[Review], rows: Rows, q: Array, is_count: bool) -> list[Predicted]:
+def predictions(
+    requests: Sequence[Review], rows: Rows, q: Array, is_count: bool, correlation: float
+) -> list[Predicted]:
     """Of each request, from the quantiles of its rows, (n_rows, len(LEVELS))."""
     first = rows.offsets[:-1]
     day = ints(rows.columns["day"])[first].tolist() if len(first) else []
@@ -258,22 +286,21 @@ def predictions(requests: Sequence[Review], rows: Rows, q: Array, is_count: bool
     said = np.round(q, 4).tolist()
     spans = zip(rows.offsets[:-1].tolist(), rows.offsets[1:].tolist(), strict=True)
     return [
-        Predicted(day[i], tuple(map(tuple, said[a:b])), outside[i], is_count, requests[i].lead_time + 1)
+        Predicted(day[i], tuple(map(tuple, said[a:b])), outside[i], is_count, correlation, requests[i].lead_time + 1)
         for i, (a, b) in enumerate(spans)
     ]
 
 
 def whole(q: Array, is_count: bool) -> Array:
-    """Quantiles as they are told: those of counts are whole numbers."""
-    return np.floor(q + 1e-9) if is_count else q
+    """Quantiles as they are told."""
+    return conformal.whole(q) if is_count else q
 
 
 def chance_outside(q: Array, is_count: bool) -> Array:
     """P(outside the interval of 80 % as it is told), (n,); that of a count holds more than it has to."""
     low, high = (whole(q[:, place], is_count) for place in EDGES["80"])
-    below = distribution.cdf(q, LEVELS, low)
-    above = 1 - distribution.cdf(q, LEVELS, high + is_count)
-    return np.asarray(np.clip(below + above, *OUTSIDE))
+    inside = distribution.cdf(q, LEVELS, high + is_count) - distribution.cdf(q, LEVELS, low)
+    return np.asarray(np.clip(1 - inside, *OUTSIDE))
 
 
 @dataclass
@@ -324,7 +351,7 @@ def fit(config: Config, examples: Examples[Review], params: Params, history: Pan
     if not late.any():
         raise BadSetting("train: must have reviews with known demand in its last weeks, has none")
     before = Trees.fit(config, examples.x[early], z[early], scale[early], examples.names, params)
-    is_count = conformal.is_count(examples.labels[usable])
+    is_count = bool(conformal.is_count(examples.labels))
     told = before.quantiles(examples.x[hidden], scale[hidden], config.threads)
     z[hidden] = at_least(told, least[hidden], np.random.default_rng(config.seed))
     said = before.quantiles(examples.x[late], scale[late], config.threads)
@@ -351,16 +378,18 @@ def at_least(q: Array, least: Array, rng: np.random.Generator) -> Array:
 
 
 def continuous(columns: pa.Table, y: Array) -> Array:
-    """Counts are jittered, so that quantiles of them exist (Machado & Santos Silva 2005); (n_rows,)."""
-    if not conformal.is_count(y[~np.isnan(y)]):
+    """Counts are jittered, so that their quantiles are well defined; (n_rows,)."""
+    if not conformal.is_count(y):
         return y
-    names = columns["store_id"].combine_chunks().dictionary_encode(), columns["product_id"].combine_chunks().dictionary_encode()
-    series = [np.array([_number(name) for name in of.dictionary.to_pylist()])[of.indices.to_numpy()] for of in names]
-    return conformal.jitter(y, np.stack([*series, ints(columns["day"])]))
+    series = sum(_numbers(columns[name]) * factor for name, factor in (("store_id", 2**20), ("product_id", 1)))
+    return conformal.jitter(y, np.asarray(series), ints(columns["day"]))
 
 
-def _number(name: str) -> int:
-    return int.from_bytes(name.encode()[-7:], "big")
+def _numbers(names: pa.ChunkedArray) -> Ints:
+    """The same number for the same name, wherever it stands."""
+    coded = names.combine_chunks().dictionary_encode()
+    digests = [crc32(name.encode()) for name in coded.dictionary.to_pylist()]
+    return np.array(digests, np.int64)[np.asarray(coded.indices.to_numpy())]
 
 
 @dataclass
@@ -390,7 +419,7 @@ class Plain:
     def predict(self, requests: Sequence[Review], rows: Rows, x: Array) -> Sequence[Predicted | RowError]:
         point = numbers(rows.columns["naive"])[:, None]
         q = np.maximum(point + NORMAL * np.sqrt(ROUGH * (point + 1)), 0.0)
-        return predictions(requests, rows, q, is_count=True)
+        return predictions(requests, rows, q, is_count=True, correlation=0.0)
 
     def save(self, folder: Path) -> None:
         """It has learned nothing, so it is never a version."""

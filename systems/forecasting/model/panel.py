@@ -67,14 +67,14 @@ class Panel:
         return panel
 
     def hear(self, actuals: pa.Table) -> None:
-        """More of them, in log order. A day that was not over when it was told of is passed over, and so is one that
-        is too long ago."""
+        """More of them, in log order. A day that had not begun when it was told of is passed over, and so is one
+        that is too long ago."""
         day = ints(actuals["day"])
         new = day * DAY < ints(actuals["created_timestamp"])
+        newest = max(self.last, int(day[new].max(initial=-1)))
+        new &= day > newest - self.config.most_days
         if not new.any():
             return
-        newest = max(self.last, int(day[new].max()))
-        new &= day > newest - self.config.most_days
         actuals, day = actuals.filter(pa.array(new)), day[new]
         row = self._rows(actuals)
         self._reach(int(day.min()), newest)
@@ -319,7 +319,7 @@ def _part(panel: Panel, plan: Plan, heads: Ints | None, usual: "Usual") -> pa.Ta
         "age": np.broadcast_to(np.where(told.any(1), y.shape[1] - told.argmax(1), 0)[:, None], day.shape),
         "zero_share": np.broadcast_to(_mean(np.where(np.isnan(quarter), np.nan, quarter == 0))[:, None], day.shape),
         "noise": np.broadcast_to((local.scale(quarter, season) / (level + 1))[:, None], day.shape),
-        "scale": np.broadcast_to(local.scale(y, season)[:, None], day.shape),
+        "scale": np.broadcast_to(_scale(y, level, season)[:, None], day.shape),
         "weekday_ratio": _phases(y[:, -12 * season :], season)[:, np.arange(HORIZON) % season],
         "year_ratio": _year(y),
         **{f"{name}_ratio": (value + 1) / (level[:, None] + 1) for name, value in said.items()},
@@ -388,7 +388,9 @@ def unconstrained(units: Array, sold_out: Flags, season: int) -> Array:
         expected = (_phases(guess, season)[:, phase] * (mean + 1)) - 1
         spread = np.sqrt(np.maximum(_mean((guess - expected) ** 2), _mean(guess) + 1e-9))[:, None]
         gap = (part - expected) / spread
-        guess = np.where(hidden, np.maximum(part, expected + spread * np.exp(-(gap**2) / 2 - log_ndtr(-gap)) / ROOT), part)
+        guess = np.where(
+            hidden, np.maximum(part, expected + spread * np.exp(-(gap**2) / 2 - log_ndtr(-gap)) / ROOT), part
+        )
     out[rows, -QUARTER:] = guess
     return out
 
@@ -398,6 +400,13 @@ def _level(y: Array, usual: Array) -> Array:
     month = y[:, -MONTH:]
     level = np.where((~np.isnan(month)).sum(1) >= FEW, _mean(month), _mean(y[:, -QUARTER:]))
     return np.where(np.isnan(level), usual, level)
+
+
+def _scale(y: Array, level: Array, season: int) -> Array:
+    """By what errors of a series are divided, (n,): those of the same day of a season before; of a series too short to
+    have made them, the standard deviation that counts have by chance."""
+    short = (~np.isnan(y)).sum(1) < MONTH
+    return np.where(short, np.sqrt(level + 1), local.scale(y, season))
 
 
 def _mean(y: Array) -> Array:

@@ -49,18 +49,18 @@ class Table:
         return Stored(self.mean[row], self.quantiles[row], self.price[row], self.promoted[row])
 
     @classmethod
-    def of(cls, panel: Panel, plan: Plan, quantiles: Array) -> Self:
+    def of(cls, panel: Panel, plan: Plan, quantiles: Array, is_count: bool) -> Self:
         """From the quantiles of a plan's series, (n, HORIZON, len(LEVELS)); `plan` is of one day."""
         n = len(plan)
         day = int(plan.day[0])
         series = np.array([panel.find(*key) for key in zip(plan.store_id, plan.product_id, strict=True)])
-        hierarchy = aggregates.Hierarchy.of(plan.store_id, plan.category)
+        hierarchy = aggregates.Hierarchy.of({"store": plan.store_id, "category": plan.category})
         y = panel.window("units", series, plan.day, LOOK_BACK)
-        sums = hierarchy.aggregate(np.nan_to_num(y))
+        sums = hierarchy.matrix() @ np.nan_to_num(y)
         ahead = aggregates.ets(sums, HORIZON, panel.config.season)
         back = aggregates.ets(sums[:, :-HORIZON], HORIZON, panel.config.season)  # one backtest tells how wrong they are
         errors = np.mean((sums[:, -HORIZON:] - back) ** 2, axis=1)
-        bottom = distribution.mean(quantiles.reshape(-1, len(LEVELS)), LEVELS).reshape(n, HORIZON)
+        bottom = distribution.mean(quantiles, LEVELS, is_count)
         spread = np.mean(((quantiles[..., -1] - quantiles[..., 0]) / (NORMAL[-1] - NORMAL[0])) ** 2, axis=1)
         base = np.concatenate([ahead, bottom])
         weights = np.maximum(np.concatenate([errors, spread]), 1e-9)
@@ -68,8 +68,9 @@ class Table:
         factor = np.clip(mean[-n:] / np.maximum(bottom, 1e-9), 1 / MOST, MOST)
         width = np.sqrt(errors)[:, None, None] * NORMAL
         of_sums = np.maximum(mean[:-n, :, None] + width, 0.0)
-        keys = [*hierarchy.keys, *((s, p, "") for s, p in zip(plan.store_id, plan.product_id, strict=True))]
-        nothing = np.full((len(hierarchy.keys), HORIZON), np.nan)
+        keys = [_key(*name) for name in hierarchy.names]
+        nothing = np.full((len(keys), HORIZON), np.nan)
+        keys = [*keys, *((s, p, "") for s, p in zip(plan.store_id, plan.product_id, strict=True))]
         return cls(
             day, {key: row for row, key in enumerate(keys)}, mean,
             np.concatenate([of_sums, quantiles * factor[:, :, None]]),
@@ -96,3 +97,7 @@ class Table:
         mean, price, promoted = (numbers(table[name]).reshape(-1, HORIZON) for name in ("mean", "price", "promoted"))
         quantiles = np.stack([numbers(table[name]).reshape(-1, HORIZON) for name in QUANTILES], axis=2)
         return cls(first["day"][0].as_py(), {k: i for i, k in enumerate(keys)}, mean, quantiles, price, promoted)
+
+
+def _key(level: str, label: str) -> Key:
+    return (label, "", "") if level == "store" else ("", "", label)

@@ -16,7 +16,6 @@ from systems.forecasting.data.events import MOST, PRINTABLE
 from systems.forecasting.model import Forecaster, Predicted, distribution, forecaster, ordering, panel
 from systems.forecasting.model.panel import Plan
 
-HALF: Final = 0.5  # by which a jittered count is above the count, in the mean
 BEYOND: Final = 0.185  # of an interval of 80 %: by how much what is outside is outside, if errors were normal
 
 
@@ -24,7 +23,7 @@ def decide(config: Config, review: Review, predicted: Predicted, luck: float) ->
     """Fill up to the quantile of the demand until the next order comes at which a unit more costs as much as one less
     (newsvendor, Arrow, Harris & Marschak 1951); where an order has a price of its own, seldom and more at once."""
     q = np.array(predicted.quantiles)
-    quantity, up_to = orders([review], q[None, : predicted.protected], predicted.is_count)
+    quantity, up_to = orders([review], q[None], predicted.is_count, predicted.correlation)
     return Order(
         action="order" if quantity[0] > 0 else "wait",
         quantity=float(quantity[0]),
@@ -34,20 +33,20 @@ def decide(config: Config, review: Review, predicted: Predicted, luck: float) ->
     )
 
 
-def orders(reviews: Sequence[Review], q: Array, is_count: bool) -> tuple[Array, Array]:
-    """Of reviews that are protected for as many days, how much to order and up to what, (n,) each; q: the quantiles of
-    these days, (n, days, len(LEVELS))."""
+def orders(reviews: Sequence[Review], q: Array, is_count: bool, correlation: float) -> tuple[Array, Array]:
+    """How much to order and up to what, (n,) each; q: the quantiles of the days ahead, (n, days, len(LEVELS))."""
     short, over, fee, on_hand, on_order = (
         np.array([getattr(review, name) for review in reviews])
         for name in ("short_cost", "over_cost", "order_cost", "on_hand", "on_order")
     )
-    demand = np.maximum(q - HALF * is_count, 0.0)
-    return ordering.order(demand, LEVELS, short, over, fee, on_hand + on_order, is_count=is_count)
+    days = np.array([review.lead_time + 1 for review in reviews], np.int64)
+    low, up_to = ordering.reorder(q, days, LEVELS, short, over, fee, is_count, correlation)
+    return ordering.order(on_hand + on_order, low, up_to, is_count), up_to
 
 
 def told(first_day: int, q: Array, is_count: bool) -> Forecast:
     """As it is answered; q: (days, len(LEVELS))."""
-    mean = np.maximum(distribution.mean(q, LEVELS) - HALF * is_count, 0.0)
+    mean = distribution.mean(q, LEVELS, is_count)
     seen = np.round(forecaster.whole(q, is_count), 3)
     columns = {"mean": np.round(mean, 3), "median": seen[:, len(LEVELS) // 2]}
     for name, (low, high) in EDGES.items():
@@ -126,8 +125,7 @@ class Compared(Record):
     revenue: float | None  # EUR more than planned; None: no price is known
 
 
-def stored(model: Forecaster, which: Record) -> Stored:
-    assert isinstance(which, Which)
+def stored(model: Forecaster, which: Which) -> Stored:
     table = model.ahead()
     found = table.find((which.store_id, which.product_id, which.category))
     if found is None:
@@ -140,9 +138,8 @@ def stored(model: Forecaster, which: Record) -> Stored:
     return Stored(**which.model_dump(), forecast=forecast)
 
 
-def what_if(model: Forecaster, asked: Record) -> Compared:
+def what_if(model: Forecaster, asked: WhatIf) -> Compared:
     """By the version's own history of the series, forecast twice."""
-    assert isinstance(asked, WhatIf)
     if not all(0 < price <= MOST for price in asked.prices):
         raise BadRecord(f"prices: must be above 0 and at most {MOST:g} EUR")
     history = model.panel
@@ -180,11 +177,12 @@ def what_if(model: Forecaster, asked: Record) -> Compared:
 
 ROUTES: tuple[Route, ...] = (
     Lookup(
-        name="forecast", summary="What was forecast ahead, of a series or a sum", find=stored, asks=Which, answer=Stored
+        name="forecast", summary="What was forecast ahead, of a series or a sum", find=stored, asks=Which, answer=Stored,
     ),
     Lookup(
         name="what-if", summary="How other prices or promotions would change it", find=what_if, asks=WhatIf,
         answer=Compared, method="POST",
+        example=WhatIf(store_id="store-01", product_id="product-001", prices=(1.5,), promoted=(True, True, True)),
     ),
     Intake(name="actuals", summary="What was sold, day by day; versions know it within a second", event=Actual),
 )  # fmt: skip
