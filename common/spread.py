@@ -31,7 +31,8 @@ def spread(work: Callable[[T], R], chunks: Iterable[T], *, address: str | None, 
     Chunks are taken as results are: there are never more in memory than `WAITING` for each processor, and one. `work`
     is a function of a module, or a partial of one, that other processes can import; done twice, it must give the same.
     `address` is host:port of a Ray cluster of which this machine is a node, and which asks for a token; there, a chunk
-    whose worker or node is lost is done again. Without it `workers` processes share the chunks, one: this process.
+    whose worker or node is lost is done again; a lost head ends this process after a minute, which is Ray's doing.
+    Without an address `workers` processes share the chunks; with one worker it is this process.
 
     Whatever `work` raises is raised here. Raises MissingExtra without Ray, BadSetting when the token is not asked for
     or not known, Unavailable when no cluster answers, or when a chunk was lost for good."""
@@ -77,7 +78,10 @@ def _over_cluster(work: Callable[[T], R], chunks: Iterable[T], address: str) -> 
     try:
         if ours:
             _check_token(address)
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            try:
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, RuntimeError) as error:  # no node is here, or versions differ
+                raise Unavailable(f"MLSYS_RAY_ADDRESS: no node of {address} can be used from here: {error}") from error
         processors = int(ray.cluster_resources().get("CPU", 0))
         if processors == 0:
             raise Unavailable(f"MLSYS_RAY_ADDRESS: no node of the cluster at {address} has a processor for tasks")
@@ -89,10 +93,6 @@ def _over_cluster(work: Callable[[T], R], chunks: Iterable[T], address: str) -> 
     except RayError as error:
         lost = str(error).partition("\n")[0]
         raise Unavailable(f"MLSYS_RAY_ADDRESS: the cluster at {address} lost work: {lost}") from error
-    except ConnectionError as error:
-        raise Unavailable(
-            f"MLSYS_RAY_ADDRESS: this machine is no node of the cluster at {address}; ray start --address {address}"
-        ) from error
     finally:
         if ours:
             ray.shutdown()

@@ -18,11 +18,15 @@ from threadpoolctl import threadpool_info
 
 from common import spread as room
 from common.errors import BadData, BadSetting, MissingExtra, Unavailable
+from common.settings import Settings
 from common.spread import WAITING, spread
 
 Array = NDArray[np.float64]
 ROOT = Path(__file__).parents[2]
-FAST = {"RAY_health_check_period_ms": "300", "RAY_health_check_initial_delay_ms": "0"}  # a killed node is found out sooner
+FAST = {
+    "RAY_health_check_period_ms": "300",
+    "RAY_health_check_initial_delay_ms": "0",
+}  # a killed node is found out sooner
 PATIENCE = 120  # s, for what takes a second on an idle machine
 CHUNKS, WORKER_DIES, NODE_DIES = 14, 2, 6
 NODE = ["--num-cpus", "1", "--object-store-memory", "80000000", "--include-log-monitor", "false"]
@@ -215,6 +219,15 @@ def test_a_cluster_that_lets_everybody_in_is_not_used(monkeypatch: pytest.Monkey
     with cluster(None, 1) as (address, _):
         with pytest.raises(BadSetting, match=f"^MLSYS_RAY_ADDRESS: {address} must ask for a token"):
             next(spread(abs, [1], address=address))
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://head:10001", "http://head:8265", "head", "head:6379/0", ":6379"])
+def test_an_address_is_a_host_and_a_port(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("MLSYS_RAY_ADDRESS", address)
+    with pytest.raises(BadSetting, match="^MLSYS_RAY_ADDRESS: string should match"):
+        Settings()
+    monkeypatch.setenv("MLSYS_RAY_ADDRESS", "head-0.ray.svc:6379")
+    assert Settings().ray_address == "head-0.ray.svc:6379"
 
 
 def test_without_a_token_nobody_is_even_asked(monkeypatch: pytest.MonkeyPatch) -> None:
