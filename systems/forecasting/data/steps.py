@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from common.clock import DAY, SECOND
+from common.clock import DAY, HOUR, SECOND
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -23,7 +23,7 @@ UNREAD: Final = np.iinfo(np.int64).min  # us
 OFF: Final = 0.15  # of a step, that a stamp may lie beside its grid
 ODD: Final = 0.05  # share of stamps that a frequency need not explain
 APART: Final = 0.8  # steps between two stamps of a series, at least
-FILLED: Final = 0.02  # share of the grid's steps that have a stamp, at least
+SPARSE: Final = 50  # steps from one that has a stamp to the next one that has, usually, at most
 USUAL: Final = 0.2  # share of the gaps that are as long as the usual one, at least
 ABOUT_A_DAY: Final = 5 * DAY // 6  # us, the shortest day when clocks are set, and some jitter
 TRIED: Final = 50_000  # stamps by which a frequency is chosen
@@ -105,13 +105,8 @@ class Steps:
 class _Grid:
     offset: Any
     points: Ints | None  # us; None: of equal steps
-    length: int  # us, of these
+    length: int  # us, of a step; of a calendar's, if it is shorter than a day
     phase: float  # of a step, where the stamps lie in it
-
-    @property
-    def short(self) -> bool:
-        """Shorter than a day."""
-        return self.length < DAY
 
     def places(self, at: Ints) -> tuple[Ints, Floats]:
         """Whole steps, and what is left of one."""
@@ -125,12 +120,8 @@ class _Grid:
         whole, left = self.places(at)
         more = np.round(left - self.phase)
         step = whole + more.astype(np.int64)
-        if self.points is None:
-            start = step * self.length + round(self.phase * self.length)
-            after = start + self.length
-        else:
-            start, after = self.points[step], self.points[step + 1]
-        end = after if self.short else start // DAY * DAY + DAY
+        start = step * self.length + round(self.phase * self.length) if self.points is None else self.points[step]
+        end = start + self.length if self.length < DAY else start // DAY * DAY + DAY
         beside = np.abs(left - self.phase - more)
         offsets = pd.tseries.offsets
         fixed = isinstance(self.offset, (offsets.Tick, offsets.Day, offsets.Week))
@@ -146,7 +137,7 @@ def _grid(found: Any, at: Ints) -> _Grid:
         hours = isinstance(found, pd.tseries.offsets.BusinessHour)
         start = (first if hours else found.base.rollback(first.normalize())) - found
         points = pd.date_range(start, last + 3 * found, freq=found).as_unit("us").asi8
-        grid = _Grid(found, points, 3_600 * SECOND if hours else DAY, 0.0)
+        grid = _Grid(found, points, found.n * HOUR if hours else DAY, 0.0)
     return _Grid(found, grid.points, grid.length, _phase(grid.places(at)[1]))
 
 
@@ -220,6 +211,6 @@ def _explains(candidate: Any, s: Ints, t: Ints) -> bool:
     whole, left = grid.places(t)
     near = (np.diff(s) == 0) & (np.diff(whole) + np.diff(left) < APART)
     steps = grid.steps(t)
-    odd, filled = steps.beside > OFF, np.unique(steps.step)
+    odd, far = steps.beside > OFF, np.diff(np.unique(steps.step))
     odd[1:] |= near
-    return bool(odd.mean() <= ODD and len(filled) >= FILLED * (filled[-1] - filled[0] + 1))
+    return bool(odd.mean() <= ODD and len(far) and np.median(far) <= SPARSE)
