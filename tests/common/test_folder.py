@@ -20,12 +20,12 @@ from pydantic import Field, ValidationError
 
 from common.clock import DAY, SECOND, SimulatedClock
 from common.data import folder
-from common.data.folder import Layout, Part, UserTable, files
+from common.data.folder import Derived, Layout, Part, Shaped, UserTable, files
 from common.data.folder.contract import check
 from common.data.log import EventLog
 from common.errors import BadData, PlatformError
 from common.progress import Progress
-from common.schema import Event, Record, arrow_schema
+from common.schema import Event, Record, arrow_schema, from_table
 
 NOW = 1_700_000_000 * SECOND
 
@@ -502,3 +502,105 @@ def test_a_mutated_parquet_file_is_read_or_refused_in_one_line_and_no_row_is_los
         (part,) = parts
         assert part.rows == part.events.num_rows + part.duplicates + part.quarantined
         assert len(own.aside()) == part.quarantined + bool(part.quarantined)
+
+
+# A table of another form, and what follows from it
+
+
+class Night(Event):
+    user: str
+    visits: int
+
+
+def tall(raw: pa.Table, file: str, now: int) -> Shaped:
+    """A column per user: the page where each was at a time."""
+    if "at" not in raw.column_names:
+        raise BadData(f"{file}: header: must have at")
+    users = [name for name in raw.column_names if name not in ("at", "weather")]
+    n, m = raw.num_rows, len(users)
+    at = pa.chunked_array([raw["at"].combine_chunks()] * m)
+    columns = {
+        "event_id": pc.binary_join_element_wise(pa.array(np.repeat(users, n)), at.combine_chunks(), "@"),
+        "event_timestamp": at,
+        "user": pa.array(np.repeat(users, n)),
+        "page": pa.chunked_array([raw[user].combine_chunks() for user in users]),
+        "spent": pa.repeat(1.5, n * m),
+        "seconds": pa.repeat(1, n * m),
+        "new": pa.repeat(False, n * m),
+    }
+    lost = np.flatnonzero(pc.equal(columns["page"], "nowhere").to_numpy(zero_copy_only=False))
+    faults = {int(i): folder.Fault("page", "must be a place", "'nowhere'") for i in lost}
+    return Shaped(
+        rows=pa.table(columns), places=np.tile(np.arange(n), m), faults=faults, ignored=("weather",),
+        notes=(f"{m} users",),
+    )  # fmt: skip
+
+
+def arrived(rows: pa.Table) -> pa.Table:
+    """Who is at home is no visitor yet."""
+    at_home = pc.equal(rows["page"], "home")
+    return rows.set_column(0, "event_id", pc.if_else(at_home, pa.scalar(None, pa.string()), rows["event_id"]))
+
+
+def nights(rows: pa.Table, now: int) -> pa.Table:
+    """How many were seen of each user on a day, home or not, heard on the next."""
+    days = pc.add(pc.divide(rows["event_timestamp"], DAY), 1)
+    counts = rows.append_column("day", days).group_by(["user", "day"], use_threads=False).aggregate([("page", "count")])
+    name = pc.binary_join_element_wise(counts["user"], counts["day"].cast(pa.string()), ".night.")
+    return pa.table(
+        {"event_id": name, "event_timestamp": pc.multiply(counts["day"], DAY), "user": counts["user"],
+         "visits": counts["page_count"]}
+    )  # fmt: skip
+
+
+TALL: Layout = (
+    UserTable(
+        name="visits", row=Visit, event=Visit, make=arrived, shape=tall, derive=(Derived(event=Night, make=nights),)
+    ),
+)
+
+
+def test_a_table_of_another_form_is_read_row_by_row_and_none_is_lost(own: Folder) -> None:
+    own.write(
+        "at,ann,bob,weather\n1,shop,home,sun\n2,nowhere,shop,sun\n3,shop,moon,sun\n"
+        f"{NOW + 1},shop,shop,rain\n3,shop,x\n"
+    )
+    visits, seen = own.read(layout=TALL)
+    assert visits.events["event_id"].to_pylist() == ["ann@1", "bob@2", "ann@3"]
+    assert counts(visits) == (9, 3, 0, 5)
+    assert (visits.silent, visits.ignored, visits.notes) == (1, ("weather",), ("2 users",))
+    assert sorted(tuple(row[:2]) for row in own.aside()[1:]) == [
+        ("3", "page: must be a place, got 'nowhere'"),
+        ("4", "page: input should be 'home' or 'shop', got 'moon'"),
+        ("5", f"event_timestamp: must not be in the future, got '{NOW + 1}'"),
+        ("5", f"event_timestamp: must not be in the future, got '{NOW + 1}'"),
+        ("6", "row: must have 4 values, got '3,shop,x'"),
+    ]
+    assert own.aside()[0] == ["line", "reason", *Visit.model_fields]
+    assert own.said[0] == "  visits.csv: 2 users"
+    assert own.said[1] == "  visits.csv: columns not in the layout, ignored: 'weather'"
+    assert (seen.file, seen.kind, seen.derived) == ("visits.csv (Night)", Night, True)
+    assert [(n.user, n.visits) for n in from_table(Night, seen.events)] == [("ann", 2), ("bob", 2)]
+    with pytest.raises(BadData, match=r"^visits.csv: header: must have at$"):
+        own.write("when,ann\n1,shop\n").read(layout=TALL)
+    with pytest.raises(BadData, match=r"^visits.csv: must have rows, has only a header$"):
+        own.write("at,ann\n").read(layout=TALL)
+
+
+def test_what_follows_from_a_table_stays_as_it_is_in_the_log_and_none_is_made_of_the_past(
+    own: Folder, tmp_path: Path
+) -> None:
+    with EventLog(tmp_path / "log.db", SimulatedClock(NOW), (Visit, Night)) as log:
+        own.write(f"at,ann\n1,shop\n{2 * DAY},shop\n")
+        assert folder.append(log, own.read(layout=TALL), quiet()) == (4, 0)
+        assert log.read(Night)["event_timestamp"].to_pylist() == [DAY, 3 * DAY]
+        own.write(f"at,ann,bob\n1,shop,home\n2,home,home\n{2 * DAY},shop,home\n{3 * DAY},shop,home\n")
+        parts = own.read(layout=TALL)
+        assert {n.event_id: n.visits for n in from_table(Night, parts[1].events)} == {
+            "ann.night.1": 2, "ann.night.3": 1, "ann.night.4": 1, "bob.night.1": 2, "bob.night.3": 1, "bob.night.4": 1,
+        }  # fmt: skip
+        assert folder.append(log, parts, quiet()).new == 4  # of bob's first night nobody thought then
+        assert [(n.event_id, n.visits) for n in from_table(Night, log.read(Night))] == [
+            ("ann.night.1", 1), ("ann.night.3", 1), ("bob.night.3", 1), ("ann.night.4", 1), ("bob.night.4", 1),
+        ]  # fmt: skip
+        assert folder.append(log, own.read(layout=TALL), quiet()).new == 0

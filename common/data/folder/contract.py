@@ -22,6 +22,7 @@ from common.errors import BadData
 from common.schema import WHOLE, Record, arrow_schema, choices
 
 Flags = NDArray[np.bool_]
+CHUNK = 50_000  # rows that the record itself looks at, at a time
 TIME = "must be ISO 8601 with Z or an offset, or whole microseconds since 1970 in UTC"
 NOT_YET = "must not be in the future"
 DIALECT = r"\\[a-wyzA-Z]"  # classes that Arrow's regular expressions may read otherwise; \x00 is the same everywhere
@@ -141,10 +142,11 @@ def check(record: type[Record], raw: Mapping[str, pa.Array], file: str, now: int
             _note(faults, early, lambda i, name=name: Fault(name, NOT_YET, _said(raw[name][i])))  # type: ignore[misc]
             wrong |= unread | early
     doubtful = np.flatnonzero(_doubtful(record, table) & ~wrong)
-    if len(doubtful):
-        rows = table.take(pa.array(doubtful)).to_pylist()
-        given = {name: column.take(pa.array(doubtful)).to_pylist() for name, column in raw.items() if name in columns}
-        for k, (i, row) in enumerate(zip(doubtful.tolist(), rows, strict=True)):
+    for start in range(0, len(doubtful), CHUNK):
+        some = doubtful[start : start + CHUNK]
+        rows = table.take(pa.array(some)).to_pylist()
+        given = {name: column.take(pa.array(some)).to_pylist() for name, column in raw.items() if name in columns}
+        for k, (i, row) in enumerate(zip(some.tolist(), rows, strict=True)):
             said = {name: given[name][k] if value is None and name in given else value for name, value in row.items()}
             said = {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
             try:

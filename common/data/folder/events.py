@@ -18,7 +18,7 @@ CHUNK = 50_000  # events made and appended at a time
 
 class Appended(NamedTuple):
     new: int
-    there: int  # were in the log already
+    there: int  # were in the log already; of derived events also those that come too late for it
 
 
 def append(log: EventLog, parts: Sequence[Part], progress: Progress) -> Appended:
@@ -52,6 +52,9 @@ def _new(log: EventLog, part: Part, newest: int) -> tuple[pa.Table, np.ndarray[t
         return part.events, part.heard
     place = pc.index_in(part.events["event_id"], there["event_id"])
     known = pc.is_valid(place)
+    if part.derived:
+        fresh = np.asarray(pc.invert(known).to_numpy(zero_copy_only=False), bool) & (part.heard >= newest)
+        return part.events.filter(pa.array(fresh)), part.heard[fresh]
     mine, its = part.events.filter(known), there.take(place.drop_null())
     for field in arrow_schema(part.kind):
         if mine[field.name].equals(its[field.name]):
