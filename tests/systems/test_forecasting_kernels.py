@@ -388,6 +388,15 @@ def test_the_sum_of_days_has_the_quantiles_of_negative_binomial_demand(mean: flo
     assert (np.abs(found - true) <= np.maximum(1, 0.02 * true)).all()
 
 
+def test_the_sum_of_unlike_days_has_the_quantiles_of_simulated_demand() -> None:
+    means, rs, p = (1.0, 8.0, 2.0, 25.0, 0.2), (1.0, 3.0, 5.0, 8.0, 0.5), np.array([0.1, 0.5, 0.8, 0.9, 0.99])
+    q = np.concatenate([of_counts(mean, r, 1) for mean, r in zip(means, rs, strict=True)], axis=1)
+    rates = np.array(rs) / (np.array(rs) + means)
+    simulated = np.random.default_rng(0).negative_binomial(rs, rates, (100_000, 5)).sum(axis=1)
+    found = distribution.total(np.repeat(q, 5, axis=0), np.full(5, 5), LEVELS, p, True)
+    assert (np.abs(found - np.quantile(simulated, p)) <= 1.5).all()
+
+
 def test_sums_of_what_is_not_counted_and_of_steady_sales_are_near_the_truth() -> None:
     p = np.array([0.1, 0.5, 0.9, 0.99])
     weights = np.tile(stats.gamma(2, scale=1.5).ppf(LEVELS), (4, 5, 1))
