@@ -71,8 +71,9 @@ def total(
 ) -> Array:
     """The quantile at level p (n,) of the sum of the first `days` (n,) of the days q (n, H, L); whole for counts.
 
-    By the sum's mean and variance: negative binomial where counts vary more than they would by chance, else gamma,
-    for counts with half a unit of continuity.
+    By the sum's mean and variance: negative binomial where counts vary more than they would by chance (a gamma
+    distribution is off by a unit there, which costs when few are sold), else gamma, for counts with half a unit of
+    continuity.
     """
     m, v = total_moments(q, days, levels, counts, correlation)
     p, counts = np.broadcast_to(p, m.shape), np.broadcast_to(counts, m.shape)
