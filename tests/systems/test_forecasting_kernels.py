@@ -251,6 +251,12 @@ def test_a_sum_too_short_for_smoothing_is_forecast_by_theta() -> None:
     assert np.array_equal(aggregates.ets(y, 5, 7), local.theta(y, 5, 7))
 
 
+def test_a_forecast_that_runs_away_is_not_believed() -> None:
+    y = np.where(np.random.default_rng(0).random((12, 40)) < 0.5, 1e8, 1e-3)
+    assert aggregates.ets(y, 28, 12).max() <= 1e9
+    assert local.theta(y, 28, 12).max() <= 1e9
+
+
 # Honest quantiles
 
 
