@@ -231,15 +231,30 @@ def test_smoothing_follows_a_season_and_a_trend_that_fades() -> None:
     out = aggregates.ets(y, 7, 7)
     ahead = np.arange(400, 407)
     wave = np.sin(2 * np.pi * ahead / 7)
-    np.testing.assert_allclose(out[0], 1e6 * (2 + wave) * (1 + ahead / 400), rtol=0.05)
+    np.testing.assert_allclose(out[0], 1e6 * (2 + wave) * (1 + ahead / 400), rtol=0.015)
     np.testing.assert_allclose(out[1], 50 * wave + ahead / 4, atol=8)
     np.testing.assert_allclose(out[2:], [[3.0] * 7, [0.0] * 7], rtol=1e-9)
+
+
+def test_the_season_of_what_is_always_sold_shrinks_with_its_level() -> None:
+    t = np.arange(217)
+    true = 100 * (2 + np.sin(2 * np.pi * t / 7)) * np.where(t < 200, 1.0, 0.2)
+    y = true[:210] * np.random.default_rng(0).normal(1, 0.02, 210)
+    out = aggregates.ets(np.stack((y, np.where(t[:210] == 100, 0.0, y))), 7, 7)
+    np.testing.assert_allclose(out[0], true[210:], rtol=0.2)
+    assert np.ptp(out[1]) > 3 * np.ptp(true[210:])  # with a day of nothing it adds, whatever the level
 
 
 def test_a_sum_too_short_for_smoothing_is_forecast_by_theta() -> None:
     y = np.full((2, 30), NAN)
     y[0, -19:] = sales(1, 19)
     assert np.array_equal(aggregates.ets(y, 5, 7), local.theta(y, 5, 7))
+
+
+def test_a_forecast_that_runs_away_is_not_believed() -> None:
+    y = np.where(np.random.default_rng(0).random((12, 40)) < 0.5, 1e8, 1e-3)
+    assert aggregates.ets(y, 28, 12).max() <= 1e9
+    assert local.theta(y, 28, 12).max() <= 1e9
 
 
 # Honest quantiles
@@ -343,7 +358,7 @@ def test_quantiles_and_probabilities_are_each_others_inverse(seed: int, equal: b
 
 def test_moments_are_those_of_the_distribution_itself() -> None:
     q = np.sort(np.random.default_rng(0).gamma(2, 10, (8, 7)), axis=1)
-    p = (np.arange(200_000) + 0.5) / 200_000
+    p = (np.arange(50_000) + 0.5) / 50_000
     for row in q:
         values = distribution.ppf(row[None], LEVELS, p)
         mean, variance = distribution.moments(row, LEVELS)
@@ -379,6 +394,15 @@ def test_the_sum_of_days_has_the_quantiles_of_negative_binomial_demand(mean: flo
     assert (np.abs(found - true) <= np.maximum(1, 0.02 * true)).all()
 
 
+def test_the_sum_of_unlike_days_has_the_quantiles_of_simulated_demand() -> None:
+    means, rs, p = (1.0, 8.0, 2.0, 25.0, 0.2), (1.0, 3.0, 5.0, 8.0, 0.5), np.array([0.1, 0.5, 0.8, 0.9, 0.99])
+    q = np.concatenate([of_counts(mean, r, 1) for mean, r in zip(means, rs, strict=True)], axis=1)
+    rates = np.array(rs) / (np.array(rs) + means)
+    simulated = np.random.default_rng(0).negative_binomial(rs, rates, (100_000, 5)).sum(axis=1)
+    found = distribution.total(np.repeat(q, 5, axis=0), np.full(5, 5), LEVELS, p, True)
+    assert (np.abs(found - np.quantile(simulated, p)) <= 1.5).all()
+
+
 def test_sums_of_what_is_not_counted_and_of_steady_sales_are_near_the_truth() -> None:
     p = np.array([0.1, 0.5, 0.9, 0.99])
     weights = np.tile(stats.gamma(2, scale=1.5).ppf(LEVELS), (4, 5, 1))
@@ -386,11 +410,27 @@ def test_sums_of_what_is_not_counted_and_of_steady_sales_are_near_the_truth() ->
         distribution.total(weights, np.full(4, 5), LEVELS, p), stats.gamma(10, scale=1.5).ppf(p), rtol=0.02
     )
     k = np.arange(200)
-    steady = np.interp(LEVELS, np.concatenate(([0.0], stats.binom.cdf(k, 100, 0.9))), np.arange(201))
-    found = distribution.total(np.tile(steady, (4, 5, 1)), np.full(4, 5), LEVELS, p, True)
-    assert (np.abs(found - stats.binom.ppf(p, 500, 0.9)) <= 1).all()
+    steady = np.interp(LEVELS, np.concatenate(([0.0], stats.binom.cdf(k, 100, 0.5))), np.arange(201))
+    p = np.linspace(0.05, 0.95, 19)
+    apart = distribution.total(np.tile(steady, (19, 5, 1)), np.full(19, 5), LEVELS, p, True)
+    apart -= stats.binom.ppf(p, 500, 0.5)
+    assert np.abs(apart).max() <= 1
+    assert np.abs(apart.mean()) <= 0.2
     assert distribution.total(np.zeros((1, 3, 7)), np.array([3]), LEVELS, 0.9, True).tolist() == [0]
     assert distribution.total(np.zeros((1, 3, 7)), np.array([3]), LEVELS, 0.9).tolist() == [0]
+    odd = np.array([[[0, 0, 0, 0, 0, 0.9, 1.6]]])  # jittered counts never are like that, forecasts may be
+    assert distribution.total(odd, np.array([1]), LEVELS, 0.9, True).tolist() == [0]
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6, 1e12])
+@pytest.mark.parametrize("counts", [False, True])
+def test_sums_of_any_size_are_finite_and_grow_with_the_level(size: float, counts: bool) -> None:
+    q, p = np.sort(np.random.default_rng(0).gamma(1, size, (40, 28, 7)), axis=-1), (1e-6, 0.1, 0.5, 0.9, 1 - 1e-6)
+    found = np.array([distribution.total(q, np.arange(40) % 28 + 1, LEVELS, level, counts) for level in p])
+    assert np.isfinite(found).all()
+    assert (np.diff(found, axis=0) >= 0).all()
+    near = np.array([0, 0, 0, 1e-300, 1e-299, 1.0, 1e13])
+    assert np.isfinite(distribution.cdf(near, LEVELS, np.array([0.0, 1e-320, 0.5, 1e13]))).all()
 
 
 def test_errors_that_come_together_widen_the_sum() -> None:
@@ -453,7 +493,7 @@ def test_orders_that_cost_something_are_fewer_and_larger() -> None:
 def daily_cost(low: float, up_to: float, per_order: float) -> float:
     """Simulated, of sales that are lost when the shelf is empty: demand of 5 a day, 2 days of lead time."""
     source, stores, cost = np.random.default_rng(0), 100, 0.0
-    demand = source.negative_binomial(3, 3 / 8, (300, stores))
+    demand = source.negative_binomial(3, 3 / 8, (200, stores))
     shelf, coming = np.full(stores, up_to), np.zeros((2, stores))
     for wanted in demand:
         shelf = shelf + coming[0]
@@ -469,7 +509,7 @@ def daily_cost(low: float, up_to: float, per_order: float) -> float:
 def test_few_other_rules_of_when_and_how_much_cost_less(per_order: float) -> None:
     one = np.ones(1)
     s, S = ordering.reorder(of_counts(5.0, 3.0, 28), np.array([3]), LEVELS, 0.6 * one, 0.1 * one, per_order * one, True)
-    others = [daily_cost(low, low + lot, per_order) for low in range(6, 27, 4) for lot in (0, 12, 24, 48)]
+    others = [daily_cost(low, low + lot, per_order) for low in range(6, 27, 5) for lot in (0, 12, 24, 48)]
     assert daily_cost(s[0], S[0], per_order) <= 1.06 * min(others)
 
 
@@ -478,3 +518,4 @@ def test_an_order_fills_the_shelf_once_it_is_low() -> None:
     assert ordering.order(position, s, S, True).tolist() == [6, 5, 0, 0, 6]
     assert ordering.order(position, s, S).tolist() == pytest.approx([6, 5, 0, 0, 5.8])
     assert ordering.critical_ratio(0.6, 0.2) == pytest.approx(0.75)
+    assert ordering.critical_ratio(1e12, 1e-9) < 1  # which no distribution has a quantile for

@@ -11,7 +11,7 @@ from statsmodels.tsa.exponential_smoothing.ets import ETSModel
 
 from common.errors import BadSetting
 from common.features.view import Array
-from systems.forecasting.model.local import LEAST_SEASONS, Ints, filled, theta
+from systems.forecasting.model.local import LEAST_SEASONS, WILD, Ints, filled, theta
 
 LEAST: Final = 20  # known days, before a series is worth its own parameters
 
@@ -21,7 +21,7 @@ def ets(y: Array, h: int, m: int) -> Array:
     each is fitted by maximum likelihood, which takes about 0.1 s.
 
     The season multiplies where all is above 0 (busy days of a growing chain grow with it), else it adds. A series
-    that is too short or does not vary is forecast by `theta`. Never below 0 where the series never was.
+    that is too short, does not vary or runs away is forecast by `theta`. Never below 0 where the series never was.
     """
     out = theta(y, h, m)
     for i, row in enumerate(filled(y, m)):
@@ -35,7 +35,7 @@ def ets(y: Array, h: int, m: int) -> Array:
                 seasonal=None if m == 1 else "mul" if known.min() > 0 else "add", initialization_method="heuristic",
             ).fit(disp=False, warn_convergence=False)  # fmt: skip
             ahead = unit * np.asarray(fitted.forecast(h))
-        if np.isfinite(ahead).all():
+        if (np.abs(ahead) <= WILD * np.abs(known).max()).all():
             out[i] = np.maximum(ahead, 0.0) if known.min() >= 0 else ahead
     return out
 

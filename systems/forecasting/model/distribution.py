@@ -7,6 +7,7 @@ exponential. What would lie below 0 lies at 0. Counts are forecast as jittered (
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -18,13 +19,14 @@ from systems.forecasting.model.local import Bools, Ints
 
 Levels = Sequence[float]
 NODES: Final = 5  # of the quadrature, between two levels and in each tail
+CHANCE: Final = 1e-6  # of the mean, above it in variance: nearer to a Poisson distribution numbers get inexact
 
 
 def cdf(q: Array, levels: Levels, v: Array) -> Array:
     """P(demand <= v); v broadcasts against q without its last axis."""
     v, odds, steps = np.asarray(v), logit(levels), np.diff(q, axis=-1)
     over = v[..., None] - q
-    with np.errstate(divide="ignore", invalid="ignore"):  # where quantiles are equal
+    with np.errstate(all="ignore"):  # where quantiles are equal, or nearly
         share = np.where(steps > 0, over[..., :-1] / steps, np.where(over[..., :-1] >= 0, np.inf, -np.inf))
         inside = odds[0] + (np.diff(odds) * np.clip(share, 0, 1)).sum(axis=-1)
         below, above = np.minimum(share[..., 0], 0), np.maximum(share[..., -1] - 1, 0)
@@ -38,21 +40,13 @@ def ppf(q: Array, levels: Levels, p: Array | float) -> Array:
 
 
 def moments(q: Array, levels: Levels, counts: Bools | bool = False) -> tuple[Array, Array]:
-    """Mean and variance, (...) each: Gauss-Legendre between the levels, Gauss-Laguerre in the tails."""
-    tau = np.asarray(levels)
-    x, w = np.polynomial.legendre.leggauss(NODES)
-    s, u = np.polynomial.laguerre.laggauss(NODES)
-    half = np.diff(tau)[:, None] / 2
-    nodes = np.concatenate(
-        (tau[0] * np.exp(-s), (tau[:-1, None] + half * (x + 1)).ravel(), 1 - (1 - tau[-1]) * np.exp(-s))
-    )
-    weights = np.concatenate((tau[0] * u, (half * w).ravel(), (1 - tau[-1]) * u))
-    values = np.maximum(q @ _weights(levels, nodes).T, 0.0)
+    """Mean and variance, (...) each."""
+    mix, weights = _nodes(tuple(levels))
+    values = np.maximum(q @ mix, 0.0)
     mean = values @ weights
     variance = (values - mean[..., None]) ** 2 @ weights
-    return np.where(counts, np.maximum(mean - 1 / 2, 0.0), mean), np.maximum(
-        variance - np.where(counts, 1 / 12, 0.0), 0.0
-    )
+    less = np.asarray(counts, float)  # the mean and variance of what was added
+    return np.maximum(mean - less / 2, 0.0), np.maximum(variance - less / 12, 0.0)
 
 
 def mean(q: Array, levels: Levels, counts: Bools | bool = False) -> Array:
@@ -77,13 +71,14 @@ def total(
 ) -> Array:
     """The quantile at level p (n,) of the sum of the first `days` (n,) of the days q (n, H, L); whole for counts.
 
-    By the sum's mean and variance: negative binomial where counts vary more than they would by chance, else gamma,
-    for counts with half a unit of continuity.
+    By the sum's mean and variance: negative binomial where counts vary more than they would by chance (a gamma
+    distribution is off by a unit there, which costs when few are sold), else gamma, for counts with half a unit of
+    continuity.
     """
     m, v = total_moments(q, days, levels, counts, correlation)
     p, counts = np.broadcast_to(p, m.shape), np.broadcast_to(counts, m.shape)
     out = np.zeros(m.shape)
-    wide = counts & (v > m) & (m > 0)
+    wide = counts & (v > m * (1 + CHANCE)) & (m > 0)
     out[wide] = nbinom.ppf(p[wide], m[wide] ** 2 / (v[wide] - m[wide]), m[wide] / v[wide])
     rest = ~wide & (m > 0)
     mm, vv = m[rest], np.maximum(v[rest], 1e-9 * m[rest] ** 2)
@@ -102,6 +97,18 @@ def interval_score(z: Array, lower: Array, upper: Array, level: float) -> Array:
     """Width and misses of an interval that is to hold a share `level` (Gneiting & Raftery 2007, JASA 102:359)."""
     missed = np.maximum(lower - z, 0.0) + np.maximum(z - upper, 0.0)
     return upper - lower + 2 / (1 - level) * missed
+
+
+@cache
+def _nodes(levels: tuple[float, ...]) -> tuple[Array, Array]:
+    """What makes of q its values at the nodes of a quadrature, (L, nodes), and the nodes' weights: Gauss-Legendre
+    between the levels, Gauss-Laguerre in the tails."""
+    tau, half = np.asarray(levels), np.diff(levels)[:, None] / 2
+    x, w = np.polynomial.legendre.leggauss(NODES)
+    s, u = np.polynomial.laguerre.laggauss(NODES)
+    low, high = tau[0], 1 - tau[-1]
+    nodes = np.concatenate((low * np.exp(-s), (tau[:-1, None] + half * (x + 1)).ravel(), 1 - high * np.exp(-s)))
+    return _weights(levels, nodes).T, np.concatenate((low * u, (half * w).ravel(), high * u))
 
 
 def _weights(levels: Levels, p: Array) -> Array:

@@ -21,6 +21,7 @@ SEASONAL: Final = 1.645  # standard deviations of the autocorrelation: 90 % two-
 LEAST_ALPHA: Final = 0.01
 ALPHAS: Final = 12  # tried at once
 REFINED: Final = 4  # times, the last one in steps of 0.0006
+WILD: Final = 10  # times the largest day: no forecast goes further
 FLOOR: Final = 0.05  # of the mean; no series counts as easier to forecast than that
 
 
@@ -70,6 +71,7 @@ def theta(y: Array, h: int, m: int) -> Array:
     known = ~np.isnan(x)
     count = known.sum(axis=0)
     least = np.where(known, x, np.inf).min(axis=0, initial=np.inf)
+    most = WILD * np.where(known, np.abs(x), 0.0).max(axis=0, initial=0.0)
     factor, summand = _season(x, known, m, least > 0)
     for p in range(m):
         mine = slice((p + len(x)) % m, None, m)
@@ -80,7 +82,7 @@ def theta(y: Array, h: int, m: int) -> Array:
     out = last + 0.5 * slope * (steps + (1 - (1 - alpha) ** count) / alpha)  # (h, n)
     ahead = np.arange(h) % m
     out = factor[ahead] * out + summand[ahead]
-    return np.asarray(np.where(least >= 0, np.maximum(out, 0.0), out).T)
+    return np.asarray(np.clip(out, np.where(least >= 0, 0.0, -most), most).T)
 
 
 def croston(y: Array, h: int, alpha: float = 0.1) -> Array:

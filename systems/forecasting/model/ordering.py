@@ -1,16 +1,20 @@
 """How much to order: as many units as it pays to have, and not more often than an order is worth."""
 
+from typing import Final
+
 import numpy as np
 
 from common.features.view import Array
 from systems.forecasting.model.distribution import Levels, total, total_moments
 from systems.forecasting.model.local import Bools, Ints
 
+RAREST: Final = 1e-6  # probability
+
 
 def critical_ratio(short_cost: Array | float, over_cost: Array | float) -> Array:
     """The P(no shortage) that pays best: a unit more is worth it until over_cost * P equals short_cost * (1 - P)
-    (newsvendor: Arrow, Harris & Marschak 1951)."""
-    return np.asarray(short_cost / (short_cost + np.asarray(over_cost)))
+    (newsvendor: Arrow, Harris & Marschak 1951). Both are above 0; no forecast knows what is rarer than RAREST."""
+    return np.clip(short_cost / (short_cost + np.asarray(over_cost)), RAREST, 1 - RAREST)
 
 
 def order_up_to(
