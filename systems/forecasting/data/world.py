@@ -86,8 +86,8 @@ class RetailWorld:
                 self._shelves.order(np.array([s]), np.array([int(min(order.quantity, DELIVERY) + 0.5)]))
 
     def ceiling(self, requests: Sequence[Review]) -> Array:
-        """The lowest pinball loss that forecasts can be expected to have, in units, averaged over days and LEVELS,
-        (n,). It is to be beaten by nobody, so a loss is above it."""
+        """The lowest pinball loss that a forecast can be expected to have, that of the true quantiles: in units,
+        averaged over its days and LEVELS, (n,)."""
         series, day = self._series(requests)
         s, t = np.repeat(series, HORIZON), (day[:, None] + np.arange(HORIZON)).ravel()
         cells = np.unique((s * self._of.days + t)[np.isnan(self._loss[s, t])])
