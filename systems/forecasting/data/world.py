@@ -223,8 +223,8 @@ class RetailWorld:
 
 def _schedule(config: Config, seed: int) -> tuple[Ints, Ints, Ints, Ints]:
     """When stores report and review (us), which of the two, the store, and the day it is about, in order of time."""
-    draws = np.random.default_rng([seed, 5]).random((config.days, 2, config.stores))
-    jitter = np.random.default_rng([seed, 6]).integers(0, JITTER, (2, config.stores))
+    draws = np.random.default_rng([seed, 6]).random((config.days, 2, config.stores))
+    jitter = np.random.default_rng([seed, 7]).integers(0, JITTER, (2, config.stores))
     day = np.broadcast_to(np.arange(config.days)[:, None], (config.days, config.stores))
     begins = config.start + day * DAY
     waits = -np.log1p(-draws[:, 1]) * config.late_days * DAY  # exponential
