@@ -409,6 +409,9 @@ def test_no_order_costs_less_than_the_least_and_the_best_one_costs_just_that(
     costs = chain.cost([review] * 3_000, whole)
     assert costs.min() == pytest.approx(least, rel=1e-9, abs=1e-9)
     assert chain.cost([review], [quantity])[0] >= least - 1e-9
+    free = review.model_copy(update={"order_cost": 0.0})
+    paid = chain.cost([review] * 2, [0.0, 5.0]) - chain.cost([free] * 2, [0.0, 5.0])
+    assert paid.tolist() == pytest.approx([0, fixed], abs=1e-6)  # who waits pays for no order
 
 
 def test_costs_are_those_of_demand_as_it_is_drawn() -> None:

@@ -145,16 +145,16 @@ def assortment(config: Config, seed: int) -> Assortment:
 
 
 def _launches(config: Config, rng: np.random.Generator) -> Ints:
-    """The day on which each product is first sold, (products,): half of the new ones come when most of the history is
-    still ahead or well before its end, half around its end. They are spread evenly, so that even few are some of each.
+    """The day on which each product is first sold, (products,): a third of the new ones come well before the end of
+    the history, the others around it. They are spread evenly, so that even few are some of each.
     """
     new, end = round(config.new_products * config.products), config.history_days
-    early, late = new // 2, new - new // 2
+    early, late = new // 3, new - new // 3
     launch = np.zeros(config.products, np.int64)
     launch[rng.permutation(config.products)[:new]] = np.concatenate(
         [
-            end * (0.35 + 0.5 * (np.arange(early) + rng.random(early)) / max(early, 1)),
-            np.maximum(end - 45 + 90 * (np.arange(late) + rng.random(late)) / max(late, 1), 1),
+            end * (0.35 + 0.4 * (np.arange(early) + rng.random(early)) / max(early, 1)),
+            np.maximum(end - 100 + 160 * (np.arange(late) + rng.random(late)) / max(late, 1), 1),
         ]
     )
     return launch

@@ -99,7 +99,7 @@ def _reviewed(config: Config, launch: Ints, days: int) -> Flags:
 def _before(of: Assortment, demand: Demand, seed: int, until: int) -> tuple[NDArray[np.int64], Flags]:
     """Units and whether they were sold out, (series, days), of the days before shelves are real; then zeros."""
     config, series = of.config, len(of)
-    draws = np.random.default_rng([seed, 4]).random((until, 2, series))
+    draws = np.random.default_rng([seed, 5]).random((until, 2, series))
     chance = np.where(of.promoted[:, :until], config.sold_out_promoted, config.sold_out)
     wanted = demand.units[:, :until]
     units, sold_out = np.zeros((series, of.days), np.int64), np.zeros((series, of.days), bool)

@@ -86,8 +86,8 @@ class RetailWorld:
                 self._shelves.order(np.array([s]), np.array([int(min(order.quantity, DELIVERY) + 0.5)]))
 
     def ceiling(self, requests: Sequence[Review]) -> Array:
-        """The lowest pinball loss that forecasts can be expected to have, in units, averaged over days and LEVELS,
-        (n,). It is to be beaten by nobody, so a loss is above it."""
+        """The lowest pinball loss that a forecast can be expected to have, that of the true quantiles: in units,
+        averaged over its days and LEVELS, (n,)."""
         series, day = self._series(requests)
         s, t = np.repeat(series, HORIZON), (day[:, None] + np.arange(HORIZON)).ravel()
         cells = np.unique((s * self._of.days + t)[np.isnan(self._loss[s, t])])
@@ -223,8 +223,8 @@ class RetailWorld:
 
 def _schedule(config: Config, seed: int) -> tuple[Ints, Ints, Ints, Ints]:
     """When stores report and review (us), which of the two, the store, and the day it is about, in order of time."""
-    draws = np.random.default_rng([seed, 5]).random((config.days, 2, config.stores))
-    jitter = np.random.default_rng([seed, 6]).integers(0, JITTER, (2, config.stores))
+    draws = np.random.default_rng([seed, 6]).random((config.days, 2, config.stores))
+    jitter = np.random.default_rng([seed, 7]).integers(0, JITTER, (2, config.stores))
     day = np.broadcast_to(np.arange(config.days)[:, None], (config.days, config.stores))
     begins = config.start + day * DAY
     waits = -np.log1p(-draws[:, 1]) * config.late_days * DAY  # exponential
