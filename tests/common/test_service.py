@@ -19,7 +19,7 @@ from common.schema import Event, Logged, logged_table, to_table
 from common.serving.live import Loaded, View
 from common.serving.routing import Routing, uniform
 from common.serving.service import Service, fixed, remember
-from common.system import ANSWERED, Answer, AnySystem, RowError, Rows, find, names
+from common.system import ANSWERED, Answer, AnySystem, Outcome, RowError, Rows, find, names
 
 Stage = Literal["rows", "predict", "decide"]
 
@@ -70,7 +70,8 @@ def system(**changed: Any) -> AnySystem:
         request=Visit, answer=Said, events=(Visit,), views=(VIEW,), on_demand=(),
         decide=lambda visit, p, luck: Said(count=p[1], by=p[0]),
         degraded=(lambda visit, luck: Said(count=0.0, by="rule"),), unit=lambda visit: visit.user,
-        score=lambda p: p[1], **changed,
+        score=lambda p: p[1], many=None,
+        outcome=Outcome(source=Visit, request="event_id", value=None, silence=None), **changed,
     )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def system() -> AnySystem:
     """Any system, of which labels and simulation read only these fields."""
     return replace(
         find("systems", names("systems")[0]),
-        request=Visit, events=(Visit, Verdict), views=(), on_demand=(), label_delay=10 * DAY,
+        request=Visit, events=(Visit, Verdict), views=(), on_demand=(), label_delay=10 * DAY, many=None, before=None,
         outcome=Outcome(source=Verdict, request="visit", value="bad", silence=0.0),
         hides=lambda answer: False, redact=lambda visit: visit.model_copy(update={"user": "somebody"}),
         unit=lambda visit: visit.user,
