@@ -235,6 +235,20 @@ def test_promotions_lift_a_product_and_take_from_its_neighbours_only() -> None:
     assert drawn.units[hurt].sum() < base[hurt].sum()
 
 
+def test_promotions_cut_prices_from_monday_to_saturday_of_one_week_or_two() -> None:
+    of, without = assortment(SMALL, 0), assortment(replace(SMALL, promotion=0.0), 0)
+    np.testing.assert_array_equal(of.price == without.price, ~of.promoted)
+    cut = of.price[of.promoted] / without.price[of.promoted]
+    assert 0.6 < cut.min() < cut.max() < 0.95
+    assert not of.promoted[:, weekday(of.calendar) == 6].any()
+    weeks = of.promoted[:, weekday(of.calendar) == 0]  # SMALL begins on a Monday
+    np.testing.assert_array_equal(
+        np.repeat(weeks, 6, axis=1)[:, :600], of.promoted[:, :700].reshape(-1, 100, 7)[:, :, :6].reshape(-1, 600)
+    )
+    assert 0.06 < weeks.mean() < 0.14
+    assert 0.3 < weeks[:, 1:][weeks[:, :-1]].mean() < 0.6  # by chance alone it would be one in ten
+
+
 def test_holidays_garden_and_weekends_are_felt() -> None:
     config = replace(FULL, stores=2, products=80, days=400, history_days=400, new_products=0.0)
     of = assortment(config, 0)
