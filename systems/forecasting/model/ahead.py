@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.features.view import Array
+from common.settings import Settings
 from common.spread import spread
 from systems.forecasting.data import HORIZON, LEVELS
 from systems.forecasting.features import VIEWS
@@ -52,5 +53,5 @@ def forecast(model: Quantiles, part: Part) -> Array:
 
 def everything(model: Quantiles, history: Panel, plan: Plan) -> Array:
     """Of all series of a plan, (series, HORIZON, len(LEVELS)); by a Ray cluster where one is configured."""
-    done = spread(partial(forecast, model), parts(history, plan), address=None)
+    done = spread(partial(forecast, model), parts(history, plan), address=Settings().ray_address)
     return np.concatenate(list(done))
