@@ -348,6 +348,9 @@ class System(Generic[Q, P, A]):
     many: ManyRows[P] | None = None  # None: a request is its only row
     before: Callable[[], Model[Q, P]] | None = None  # answers a new world's history; None: the last of `degraded` does
     hears: type[Event] | None = None  # what its models hear of while they are live, see `Listener`
+    surprise_below: tuple[float, ...] = (0.1, 0.3)
+    # Shares of positives: surprise is looked for among requests that score below each, 1 for all. Above, a model that is
+    # fooled looks no worse than before; where positives are a fixed share of all requests that is not so.
     at_once: int = 1_000  # requests in one call, at most: while they are answered others wait
     reuse: int = 0  # us that a prediction may be used again for an equal request with equal features; 0: never
     layout: Layout = ()  # of the user's own data; (): takes none

@@ -71,6 +71,7 @@ class Journal:
         self.told_at: list[int] = []  # us, when the last word on each request was heard; NEVER: not yet
         self.told: list[float] = []  # NaN: nothing yet, or nothing of the answer
         self.heard: list[Heard] = []
+        self.outcomes: dict[int, Event] = {}  # by row, the last word itself, of outcomes that meet requests by columns
         self._parts: list[Columns] = []
         self._tables: list[pa.Table] = []
         self._x: list[Array] = []
@@ -219,6 +220,18 @@ class Journal:
                 continue
             if is_last_word or not value <= self.told[row]:  # of many rows the largest counts
                 self.told_at[row], self.told[row] = at.created_timestamp, value
+                if self._joined:
+                    self.outcomes[row] = event
+
+    def retold(self, rows: slice, answers: Sequence[Any]) -> Array:
+        """What the outcomes would have said of other answers to requests, (n,); NaN: nothing."""
+        many = self.system.many
+        assert many is not None and many.watched is not None  # whoever asks has looked
+        said = [
+            None if (told := self.outcomes.get(row)) is None or answer is None else many.watched(answer, told)
+            for row, answer in enumerate(answers, rows.start)
+        ]
+        return np.array([np.nan if value is None else value for value in said])
 
     def fill(self, known: Examples[Any]) -> None:
         """The features of all requests so far, where they were answered without any."""

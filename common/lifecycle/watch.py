@@ -23,6 +23,7 @@ from common.system import RowError
 
 CLUSTERED = 2.0  # variance of a day's positives over their mean, at least: one theft is several of them
 SURER = 1.2  # times the evidence that is enough; what was seen beyond that is forgotten
+MIDDLE = 0.5  # of a lot that nobody drew
 Metric: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 
 LAG = "lag"  # s, from when a request happened, as the client says, to when it was logged
@@ -37,7 +38,6 @@ class Watching:
     chunk: int = 7  # days that are compared for drift; it alarms when two in a row exceed
     drift_rate: float = 1e-5  # of false alarms, per chunk, over all columns and distances; slow growth is none
     surprise_rate: float = 1e-4  # one false alarm in so many days
-    levels: tuple[float, ...] = (0.1, 0.3)  # shares of the reference's positives: surprise is looked for below each
     surprise_slack: float = 0.1  # more positives by this share are no surprise
     flaw_rate: float = 1e-6  # per day, over all columns
     flaw_margin: float = 0.02  # share of rows
@@ -81,8 +81,10 @@ class Watch:
         scores: Array,
         config: Watching,
         habits: LabelHabits | None = None,
+        told: Array | None = None,
     ) -> None:
-        """`scores` of the champion for requests of the reference, (n,), that it has not learned from.
+        """`scores` of the champion for requests of the reference, (n,), that it has not learned from; `told`: what
+        outcomes say of what it would have answered to them, where that depends on the answer.
 
         `habits` of labels under the champion before it, until there are its own; None: they cannot be judged before.
         """
@@ -92,7 +94,7 @@ class Watch:
         self._even = self._denied = Surprise(dispersion=CLUSTERED, slack=config.label_slack)
         denied, n = _denials(self._told(began - config.reference, began))
         self._denies = max(config.denied, (denied + 1) / (n + 2))
-        self._below = self._fit_surprise(rows, scores, began)
+        self._below = self._fit_surprise(rows, scores, began, told)
         self._judged = journal.system.early_delay + began
         self._shifts: dict[tuple[str, str], float | None] = {}
         self._chunk_from = began
@@ -216,18 +218,22 @@ class Watch:
             for name, seen in (("surplus", self._even), ("denied", self._denied))
         ]
 
-    def _fit_surprise(self, rows: slice, scores: Array, now: int) -> list[Below]:
-        """From requests that the champion did not learn from and whose outcomes had time to come; []: too few."""
+    def _fit_surprise(self, rows: slice, scores: Array, now: int, told: Array | None = None) -> list[Below]:
+        """From requests that the champion did not learn from and whose outcomes had time to come; []: too few.
+
+        `told`: what outcomes say of its answers, where others were given.
+        """
         journal, delay = self.journal, self.journal.system.early_delay
-        label, fits = self._early(rows)
+        label, fits = self._early(rows, told)
         c = journal.columns
         as_of = c.as_of[rows]
         fits &= (as_of < now - delay) & np.isfinite(scores)
         if not label[fits].any():
             return []
         found = []
-        for share in self.config.levels:
-            level = float(np.quantile(scores[fits & (label == 1)], share))
+        for share in journal.system.surprise_below:
+            positives = scores[fits & (label == 1)]
+            level = float(np.quantile(positives, share)) if share < 1 else math.inf
             low = fits & (scores < level)
             if not label[low].any():
                 continue
@@ -245,12 +251,16 @@ class Watch:
             found.append(Below(level, ratio * (1 + math.sqrt(doubt) + doubt / 2), surprise))
         return found
 
-    def _early(self, rows: slice) -> tuple[Array, NDArray[np.bool_]]:
+    def _early(self, rows: slice, told: Array | None = None) -> tuple[Array, NDArray[np.bool_]]:
         """Whether a positive was told within the early delay, and where that can be known, (n,) each."""
         journal, c = self.journal, self.journal.columns
-        told_at, told = np.array(journal.told_at[rows]), np.array(journal.told[rows])
+        told_at = np.array(journal.told_at[rows])
+        told = np.array(journal.told[rows]) if told is None else told
         in_time = (told_at != NEVER) & (told_at <= c.as_of[rows] + journal.system.early_delay)
-        return np.where(in_time & (told == 1), 1.0, 0.0), ~c.is_hidden[rows]
+        is_known = ~c.is_hidden[rows]
+        if journal.system.outcome.silence is None:
+            is_known &= in_time & ~np.isnan(told)
+        return np.where(in_time & (told == 1), 1.0, 0.0), is_known
 
     def _surprise(self, now: int) -> float | None:
         """Evidence over what is enough, with the requests that have just become old enough."""
@@ -304,8 +314,20 @@ def begin(
     with registry.private(version) as folder:
         model = journal.system.load(folder)
     prepare(model)
-    said = scores(journal, model, rows)
-    return Watch(journal, now, champion, rows, said, config, habits)
+    said = predictions(journal, model, rows)
+    return Watch(journal, now, champion, rows, scores(journal, said), config, habits, _retold(journal, said, rows))
+
+
+def _retold(journal: Journal, said: Sequence[Any], rows: slice) -> Array | None:
+    """What outcomes say of the answers that would have been given; None where that does not depend on the answer."""
+    system = journal.system
+    if system.many is None or system.many.watched is None:
+        return None
+    answers = [
+        None if isinstance(p, RowError) else system.decide(request, p, MIDDLE)
+        for request, p in zip(journal.requests(rows), said, strict=True)
+    ]
+    return journal.retold(rows, answers)
 
 
 def gauges(system: str, found: Findings, now: int) -> dict[Metric, float]:
@@ -330,7 +352,12 @@ def metric(name: str, /, **labels: str) -> Metric:
     return name, tuple(sorted(labels.items()))
 
 
-def scores(journal: Journal, model: Any, rows: slice) -> Array:
-    """What a model says of requests that others have answered, (n,); NaN: nothing."""
+def predictions(journal: Journal, model: Any, rows: slice) -> Sequence[Any]:
+    """What a model says of requests that others have answered."""
     said: Sequence[Any] = model.predict(journal.requests(rows), *journal.seen(range(rows.start, rows.stop)))
+    return said
+
+
+def scores(journal: Journal, said: Sequence[Any]) -> Array:
+    """Of predictions, (n,); NaN: nothing."""
     return np.array([math.nan if isinstance(p, RowError) else journal.system.score(p) for p in said])

@@ -62,6 +62,7 @@ def build(config: Config) -> System[Review, Predicted, Order]:
         ),
         before=partial(Plain, config),
         hears=Actual,
+        surprise_below=(0.5, 1.0),
         at_once=100,
         layout=LAYOUT,
         benchmark=benchmark,
