@@ -213,9 +213,7 @@ def _numbers(column: pa.ChunkedArray, name: str, where: str = "") -> tuple[Float
 
 
 def _flag(column: pa.ChunkedArray) -> pa.Array:
-    """As text, "" where missing; pandas makes 0.0 and 1.0 of flags of which some are missing."""
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), None, column).cast(pa.int64())
+    """As text, "" where missing."""
     text = _text(column)
     return pc.if_else(pc.is_in(pc.utf8_lower(text), pa.array(MISSING)), "", text)
 
@@ -231,6 +229,11 @@ def shape(raw: pa.Table, file: str, now: int) -> Shaped:
     """A table, long or wide, as rows of `Sold`."""
     header = _header(raw.column_names, file)
     cells = _long(raw, header) if header.units else _wide(raw, header)
+    if header.units is None and 2 * len(cells.stamps) <= raw.num_rows > 2:
+        raise BadData(
+            f"{file}: header: must have {' or '.join(UNITS)} where stamps come again and again, as in a long table, "
+            f"got {', '.join(map(repr, raw.column_names[:20]))}"
+        )
     ignored = tuple(name for name in raw.column_names if name not in header.used)
     series = _series(cells.store, cells.product)
     known, faults = ~np.isnan(cells.units), dict(cells.unread)
