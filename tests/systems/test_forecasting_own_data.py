@@ -168,25 +168,30 @@ def test_steps_of_any_frequency_are_consecutive_days_that_can_be_told_by_their_s
 
 
 @pytest.mark.parametrize(
-    ("stamps", "frequency"),
+    ("stamps", "frequency", "last"),
     [
-        (["2023", "2024", "2025"], "YS-JAN"),
-        (["2024Q4", "2025-Q1", "2025Q2"], "QS-JAN"),
-        (["2024-01", "2024-02", "2024-04"], "MS"),
-        (["2024-01-15", "2024-02-15", "2024-03-15", "2024-05-15"], "MS"),
-        (["2024-01-31", "2024-02-29", "2024-04-30", "2024-05-31"], "MS"),
-        (["20240101", "20240102"], "D"),
-        (["2024-01-01 23:00", "2024-01-02 23:00", "2024-01-05 23:00"], "D"),
-        (["2024-01-01T00", "2024-01-01T06", "2024-01-01T18"], "6h"),
-        (["2024-01-01T00:15", "2024-01-01T01:15", "2024-01-01T04:15"], "h"),
-        (["2026-09-20T23:00:00Z", "2026-09-21T02:00:00+02:00"], "h"),
+        (["2023", "2024", "2025"], "YS-JAN", "2025-01-01"),
+        (["2024Q4", "2025-Q1", "2025Q2"], "QS-JAN", "2025-04-01"),
+        (["2024-01", "2024-02", "2024-04"], "MS", "2024-04-01"),
+        (["2024-01-15", "2024-02-15", "2024-03-15", "2024-05-15"], "MS", "2024-05-01"),
+        (["2024-01-31", "2024-02-29", "2024-04-30", "2024-05-31"], "MS", "2024-05-01"),
+        (["20240101", "20240102"], "D", "2024-01-02"),
+        (["2026-01-04", "2026-01-05"], "D", "2026-01-05"),
+        (["2026-01-05", "2026-01-07", "2026-01-11", "2026-01-13"], "2D", "2026-01-13"),
+        ([f"2026-01-{day:02}" for day in (5, 6, 7, 9, 12, 13, 14, 15, 16, 19)], "B", "2026-01-19"),
+        (["2024-01-01 23:00", "2024-01-02 23:00", "2024-01-05 23:00"], "D", "2024-01-05"),
+        (["2024-01-01T00", "2024-01-01T06", "2024-01-01T18"], "6h", "2024-01-01 18:00"),
+        (["2024-01-01T00:15", "2024-01-01T01:15", "2024-01-01T04:15"], "h", "2024-01-01 04:15"),
+        (["2024-01-01T00:00", "2024-01-01T00:17", "2024-01-01T00:51", "2024-01-01T01:08"], "17min", "2024-01-01 01:08"),
+        (["2024-01-01T00:00", "2024-01-01T00:05", "2024-01-01T01:00", "2024-01-01T01:05"], "5min", "2024-01-01 01:05"),
+        (["2026-09-20T23:00:00Z", "2026-09-21T02:00:00+02:00"], "h", "2026-09-21"),
     ],
 )  # fmt: skip
 def test_a_frequency_is_found_in_few_stamps_and_between_gaps(
-    own_folder: Folder, stamps: list[str], frequency: str
+    own_folder: Folder, stamps: list[str], frequency: str, last: str
 ) -> None:
     own_folder.write(HEAD + "".join(f"{stamp},1\n" for stamp in stamps)).read()
-    assert f", frequency {frequency}, " in own_folder.said[0]
+    assert own_folder.said[0].endswith(f", frequency {frequency}, the last step is {last}")
 
 
 @settings(max_examples=25, deadline=None)
@@ -445,6 +450,8 @@ def test_a_row_that_cannot_be_is_set_aside_with_field_rule_and_value(
         ("timestamp,series,demand\n2026-01-01,a,1\n",
          "header: must have units or y beside series, got 'timestamp', 'series', 'demand'"),
         ("timestamp\n2026-01-01\n", "header: must have units or y beside timestamp, got 'timestamp'"),
+        ("date,store,item,sales\n" + "2026-01-01,1,1,5\n2026-01-01,1,2,4\n2026-01-01,2,2,4\n",
+         "header: must have units or y where stamps come again and again, as in a long table, got 'date', "),
         ("timestamp,date,y\n2026-01-01,2026-01-01,1\n",
          "header: must have one of timestamp, ds, date, got timestamp and date"),
         ("timestamp,units,y\n2026-01-01,1,1\n", "header: must have one of units, y, got units and y"),

@@ -5,6 +5,9 @@ Long: `timestamp` (or `ds`, `date`) and `units` (or `y`), whose series is `serie
 and a column per series, its header the series' name. The frequency is found in the stamps, or named in their header:
 `timestamp[W-SUN]`.
 
+Prices and promotions of a past review are those that were later seen: they had been planned. A row without units is not
+known yet, and its price and promotion are a plan. A missing price or category is the one before it in its series.
+
 The platform counts days. One step of the data stands for one day, the last one for the day that it was over with, those
 before it for the days before that; steps of daily data are their own days. `Calendar` leads back.
 
@@ -24,6 +27,7 @@ before it for the days before that; steps of daily data are their own days. `Cal
 | stamps before 1970, from 2200 on, or of a step that is not over | set aside |
 | steps that would lie before 1970, counted in days | left out and said: the newest 20,000 or so remain |
 | steps 2**31 apart and more | refused |
+| a wide table in which stamps come again and again | refused: a long one needs its units |
 | a series or column without a name, or twice the same | refused |
 | spaces around a value or name | taken off |
 """
@@ -213,9 +217,7 @@ def _numbers(column: pa.ChunkedArray, name: str, where: str = "") -> tuple[Float
 
 
 def _flag(column: pa.ChunkedArray) -> pa.Array:
-    """As text, "" where missing; pandas makes 0.0 and 1.0 of flags of which some are missing."""
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), None, column).cast(pa.int64())
+    """As text, "" where missing."""
     text = _text(column)
     return pc.if_else(pc.is_in(pc.utf8_lower(text), pa.array(MISSING)), "", text)
 
@@ -231,6 +233,11 @@ def shape(raw: pa.Table, file: str, now: int) -> Shaped:
     """A table, long or wide, as rows of `Sold`."""
     header = _header(raw.column_names, file)
     cells = _long(raw, header) if header.units else _wide(raw, header)
+    if header.units is None and 2 * len(cells.stamps) <= raw.num_rows > 2:
+        raise BadData(
+            f"{file}: header: must have {' or '.join(UNITS)} where stamps come again and again, as in a long table, "
+            f"got {', '.join(map(repr, raw.column_names[:20]))}"
+        )
     ignored = tuple(name for name in raw.column_names if name not in header.used)
     series = _series(cells.store, cells.product)
     known, faults = ~np.isnan(cells.units), dict(cells.unread)
