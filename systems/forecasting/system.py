@@ -3,7 +3,7 @@
 from functools import partial
 
 from common.clock import DAY
-from common.system import ManyRows, Outcome, Presets, System
+from common.system import ManyRows, Outcome, Presets, Surprising, System
 from systems.forecasting import evaluation, model, serving
 from systems.forecasting.benchmark import benchmark
 from systems.forecasting.config import DRIFTS, FULL, SIMULATED, SMALL, Config
@@ -62,7 +62,7 @@ def build(config: Config) -> System[Review, Predicted, Order]:
         ),
         before=partial(Plain, config),
         hears=Actual,
-        surprise_below=(0.5, 1.0),
+        surprise=Surprising(below=(0.5, 1.0), dispersion=1.0),
         at_once=100,
         layout=LAYOUT,
         benchmark=benchmark,

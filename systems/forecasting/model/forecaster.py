@@ -346,7 +346,8 @@ def fit(config: Config, examples: Examples[Review], params: Params, history: Pan
     usable = ~np.isnan(z) & (day < origin.max())  # later days are those that a model is judged on
     least = np.nan_to_num(numbers(columns["at_least"]), nan=-1.0)
     hidden = (least >= 0) & (day < origin.max())
-    held = int(origin.max()) - config.held_out
+    span = int(origin.max() - origin.min())
+    held = int(origin.max()) - min(config.held_out, span // 3)
     early, late = usable & (day < held), (usable | hidden) & (origin >= held)
     if not late.any():
         raise BadSetting("train: must have reviews with known demand in its last weeks, has none")
