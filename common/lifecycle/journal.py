@@ -226,7 +226,8 @@ class Journal:
     def retold(self, rows: slice, answers: Sequence[Any]) -> Array:
         """What the outcomes would have said of other answers to requests, (n,); NaN: nothing."""
         many = self.system.many
-        assert many is not None and many.watched is not None  # whoever asks has looked
+        assert many is not None
+        assert many.watched is not None  # whoever asks has looked
         said = [
             None if (told := self.outcomes.get(row)) is None or answer is None else many.watched(answer, told)
             for row, answer in enumerate(answers, rows.start)

@@ -51,7 +51,6 @@ class Config:
     # The model
     seed: int = 0
     threads: int = 1  # of LightGBM: another number sums in another order
-    season: int = 7  # days
     memory: int = 728  # days of a series that local methods look back
     most_days: int = 1_500  # that are kept of a series
     rows: int = 60_000  # of reviews times days, that are learned from, at most

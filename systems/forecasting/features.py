@@ -32,7 +32,7 @@ VIEWS = (
         name="shelf", source=Actual, entity=("store_id", "product_id"),
         aggregations=(
             *map(_lag, LAGS),
-            _over("mean", "units", 7), _over("mean", "units", 28), _over("mean", "units", 91), _over("mean", "units", 364),
+            *(_over("mean", "units", days) for days in (7, 28, 91, 364)),
             _over("std", "units", 28), _over("mean", "promoted", 28), _over("mean", "sold_out", 28),
             _over("mean", "price", 91),
             Aggregation(name="since_last", kind="time_since", window=91 * DAY),

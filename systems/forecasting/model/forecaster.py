@@ -3,7 +3,7 @@ backtests, made honest by conformal shifts. Files: LightGBM text, JSON, Parquet.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
@@ -21,7 +21,9 @@ from common.schema import from_table
 from common.system import Examples, Params, RowError, Rows
 from systems.forecasting.config import Config
 from systems.forecasting.data import EDGES, HORIZON, LEVELS, Actual, Review
-from systems.forecasting.model import conformal, distribution, local, panel
+from systems.forecasting.data.own import calendar as calendar_of
+from systems.forecasting.data.steps import Calendar
+from systems.forecasting.model import conformal, distribution, local, panel, seasons
 from systems.forecasting.model.ahead import everything
 from systems.forecasting.model.panel import LOCAL, Panel, Plan
 from systems.forecasting.model.table import Table
@@ -231,6 +233,7 @@ class Forecaster:
     core: Core
     is_count: bool
     panel: Panel
+    calendar: Calendar | None  # what days stand for; None: days
     plan: Plan | None  # of all series, for the forecasts that are made ahead; None: they have been made
     table: Table | None = None
 
@@ -255,6 +258,7 @@ class Forecaster:
         for level, booster in zip(LEVELS, self.core.trees.boosters, strict=True):
             booster.save_model(folder / f"trees_{level:g}.txt")
         rest = {"names": self.names, "blend": self.core.blend.document(), "is_count": self.is_count}
+        rest["calendar"] = None if self.calendar is None else asdict(self.calendar)
         (folder / "model.json").write_text(json.dumps(rest, allow_nan=False))
         self.panel.save(folder)
         self.ahead().save(folder)
@@ -270,9 +274,10 @@ class Forecaster:
 def load(config: Config, folder: Path) -> Forecaster:
     rest = json.loads((folder / "model.json").read_text())
     boosters = tuple(lgb.Booster(model_file=folder / f"trees_{level:g}.txt") for level in LEVELS)
+    calendar = None if rest["calendar"] is None else Calendar(**rest["calendar"])
     return Forecaster(
         config, tuple(rest["names"]), Core(Trees(boosters), Blend.read(rest["blend"])), rest["is_count"],
-        Panel.load(config, folder), None, Table.load(folder),
+        Panel.load(config, folder, seasons.of(calendar)), calendar, None, Table.load(folder),
     )  # fmt: skip
 
 
@@ -311,14 +316,16 @@ class Library:
     _of: int = -1  # position of its last event
     _panel: Panel | None = field(default=None, repr=False)
     _plan: Plan | None = field(default=None, repr=False)
+    _calendar: Calendar | None = None
 
     def fit(self, examples: Examples[Review], params: Params) -> Forecaster:
         actuals, reviews = (examples.events[kind.__name__] for kind in (Actual, Review))
         newest = _newest(actuals)
         if self._panel is None or self._plan is None or self._of != newest:
-            self._of, self._panel = newest, Panel.of(self.config, actuals)
+            self._of, self._calendar = newest, calendar_of(reviews)
+            self._panel = Panel.of(self.config, actuals, seasons.of(self._calendar))
             self._plan = _next(self._panel, reviews)
-        return fit(self.config, examples, params, self._panel.copy(), self._plan)
+        return fit(self.config, examples, params, self._panel.copy(), self._calendar, self._plan)
 
     def replay(self, asked: pa.Table, events: Mapping[str, pa.Table]) -> Rows:
         return panel.replay(self.config, asked, events)
@@ -338,7 +345,9 @@ def _next(history: Panel, reviews: pa.Table) -> Plan:
     return Plan.of(known).from_day(history.last + 1)
 
 
-def fit(config: Config, examples: Examples[Review], params: Params, history: Panel, plan: Plan) -> Forecaster:
+def fit(
+    config: Config, examples: Examples[Review], params: Params, history: Panel, calendar: Calendar | None, plan: Plan
+) -> Forecaster:
     """Trees on what was known when the newest of the reviews was made; what their backtests teach, from the reviews of
     the last weeks, which other trees had not seen."""
     columns, z, origin = known(examples)
@@ -359,7 +368,7 @@ def fit(config: Config, examples: Examples[Review], params: Params, history: Pan
     blend = Blend.fit(columns.filter(pa.array(late)), said, z[late])
     usable |= hidden
     trees = Trees.fit(config, examples.x[usable], z[usable], scale[usable], examples.names, params)
-    return Forecaster(config, examples.names, Core(trees, blend), is_count, history, plan)
+    return Forecaster(config, examples.names, Core(trees, blend), is_count, history, calendar, plan)
 
 
 def known(examples: Examples[Review]) -> tuple[pa.Table, Array, Ints]:
@@ -390,18 +399,18 @@ def _numbers(names: pa.ChunkedArray) -> Ints:
     """The same number for the same name, wherever it stands."""
     coded = names.combine_chunks().dictionary_encode()
     digests = [crc32(name.encode()) for name in coded.dictionary.to_pylist()]
-    return np.array(digests, np.int64)[np.asarray(coded.indices.to_numpy())]
+    return np.asarray(np.array(digests, np.int64)[coded.indices.to_numpy()])
 
 
 @dataclass
 class Plain:
-    """How a chain orders that has learned nothing: by the same day a week ago. It answers the history of a new world."""
+    """How a chain orders that has learned nothing: by the same day a week ago. It answers a new world's history."""
 
     config: Config
     _panel: Panel | None = None
 
     def rows(self, requests: Sequence[Review]) -> Rows:
-        plan, season = Plan.of(requests), self.config.season
+        plan, season = Plan.of(requests), seasons.WEEK
         day = (plan.day[:, None] + np.arange(HORIZON)).ravel()
         offsets = np.arange(len(plan) + 1) * HORIZON
         point = np.ones((len(plan), HORIZON))

@@ -21,8 +21,9 @@ from common.system import Rows
 from systems.forecasting.config import Config
 from systems.forecasting.data import HORIZON, Actual, Review
 from systems.forecasting.data.calendar import holiday
+from systems.forecasting.data.own import calendar
 from systems.forecasting.features import ON_DEMAND, VIEWS
-from systems.forecasting.model import local
+from systems.forecasting.model import local, seasons
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -39,8 +40,8 @@ ROOT: Final = np.sqrt(2 * np.pi)
 LOCAL: Final = ("naive", "theta", "croston", "profile")
 NUMBERS: Final = (
     "horizon", "weekday", "year_sin", "year_cos", "to_holiday", "since_holiday", "next_holiday", "last_holiday",
-    "price_ratio", "is_promoted", "was_promoted", "promotion_day", "promotion_lift", "level", "age", "zero_share", "noise", "scale", "weekday_ratio",
-    "year_ratio", "naive_ratio", "theta_ratio", "croston_ratio", "profile_ratio",
+    "price_ratio", "is_promoted", "was_promoted", "promotion_day", "promotion_lift", "level", "age", "zero_share",
+    "noise", "scale", "weekday_ratio", "year_ratio", "naive_ratio", "theta_ratio", "croston_ratio", "profile_ratio",
 )  # fmt: skip
 
 
@@ -49,6 +50,7 @@ class Panel:
     """Series by day; the first report of a day counts."""
 
     config: Config
+    season: int = 7  # days
     first: int = 0  # day of column 0
     last: int = -1  # the newest day that was heard of
     place: dict[tuple[str, str], int] = field(default_factory=dict)  # row of a series, by store and product
@@ -61,8 +63,8 @@ class Panel:
     position: Ints = field(default_factory=lambda: np.zeros((0, 0), np.int64))  # of the log, where it was heard
 
     @classmethod
-    def of(cls, config: Config, actuals: pa.Table) -> Self:
-        panel = cls(config)
+    def of(cls, config: Config, actuals: pa.Table, season: int = 7) -> Self:
+        panel = cls(config, season)
         panel.hear(actuals)
         return panel
 
@@ -124,7 +126,9 @@ class Panel:
     def some(self, rows: Ints) -> "Panel":
         """Of some of its series alone."""
         keys = list(self.place)
-        part = Panel(self.config, self.first, self.last, {keys[row]: i for i, row in enumerate(rows.tolist())})
+        part = Panel(
+            self.config, self.season, self.first, self.last, {keys[row]: i for i, row in enumerate(rows.tolist())}
+        )
         part.groups, part.group = dict(self.groups), self.group[rows]
         for name in ("units", "price", "promoted", "sold_out", "position"):
             setattr(part, name, getattr(self, name)[rows])
@@ -134,8 +138,8 @@ class Panel:
         """Another one that may hear of more."""
         arrays = {name: getattr(self, name).copy() for name in ("group", "units", "price", "promoted", "sold_out")}
         return Panel(
-            self.config, self.first, self.last, dict(self.place), dict(self.groups), position=self.position.copy(),
-            **arrays,
+            self.config, self.season, self.first, self.last, dict(self.place), dict(self.groups),
+            position=self.position.copy(), **arrays,
         )  # fmt: skip
 
     def find(self, store_id: str, product_id: str) -> int:
@@ -164,7 +168,7 @@ class Panel:
         them, see `unconstrained`, and not known for the others."""
         units = self.window("units", rows, day, length, heads)
         sold_out = self.window("sold_out", rows, day, length, heads) > 0
-        return unconstrained(units, sold_out, self.config.season)
+        return unconstrained(units, sold_out, self.season)
 
     def table(self, of: Flags | None = None, since: int = 0) -> pa.Table:
         """As events, each told of when its day was over; of some series, (n,), and of days from `since` on."""
@@ -198,11 +202,11 @@ class Panel:
         pq.write_table(self.table(), folder / FILE)
 
     @classmethod
-    def load(cls, config: Config, folder: Path) -> Self:
+    def load(cls, config: Config, folder: Path, season: int) -> Self:
         table = pq.read_table(folder / FILE)
         if not {"store_id", "product_id", "category", "day", "units"} <= set(table.column_names):
             raise BadBundle(f"{FILE}: must have the columns of a panel, has {', '.join(table.column_names)}")
-        return cls.of(config, table)
+        return cls.of(config, table, season)
 
 
 @dataclass(frozen=True)
@@ -262,7 +266,8 @@ class Plan:
 def replay(config: Config, asked: pa.Table, events: Mapping[str, pa.Table]) -> Rows:
     """The rows of logged reviews as they were named, from what had been heard before each; `known` is 0 where a day was
     sold out later, so that nobody knows how much was wanted but that it was `at_least` so much."""
-    panel = Panel.of(config, events[Actual.__name__])
+    season = seasons.of(calendar(events[Review.__name__]))
+    panel = Panel.of(config, events[Actual.__name__], season)
     return rows(panel, Plan.of(from_table(Review, asked)), ints(asked["position"]))
 
 
@@ -284,7 +289,7 @@ def rows(panel: Panel, plan: Plan, heads: Ints | None = None, usual: "Usual | No
 
 
 def _part(panel: Panel, plan: Plan, heads: Ints | None, usual: "Usual") -> pa.Table:
-    n, season = len(plan), panel.config.season
+    n, season = len(plan), panel.season
     series = np.array([panel.find(*key) for key in zip(plan.store_id, plan.product_id, strict=True)], np.int64)
     day = plan.day[:, None] + np.arange(HORIZON)  # (n, HORIZON)
     y = panel.demand(series, plan.day, panel.config.memory, heads)
@@ -352,7 +357,7 @@ class Usual:
 
 def of_groups(panel: Panel, plan: Plan, heads: Ints | None = None) -> Usual:
     """Of a day's reviews together, by what had been heard before the first of them."""
-    season, n, day = panel.config.season, len(panel.place), plan.day
+    season, n, day = panel.season, len(panel.place), plan.day
     group = np.array([panel.groups.get(name, -1) for name in plan.category], np.int64)
     level, profile = np.ones(len(day)), np.ones((len(day), season))
     for today in np.unique(day).tolist():
@@ -412,14 +417,15 @@ def _scale(y: Array, level: Array, season: int) -> Array:
 def _mean(y: Array) -> Array:
     """Over what is known of each row; NaN: nothing is."""
     known = ~np.isnan(y)
-    return np.divide(np.where(known, y, 0).sum(1), known.sum(1), out=np.full(len(y), np.nan), where=known.any(1))
+    nothing = np.full(len(y), np.nan)
+    return np.asarray(np.divide(np.where(known, y, 0).sum(1), known.sum(1), out=nothing, where=known.any(1)))
 
 
 def _newest(y: Array) -> Array:
     """What is known last of each row, (n,)."""
     known = ~np.isnan(y)
     at = y.shape[1] - 1 - known[:, ::-1].argmax(1)
-    return y[np.arange(len(y)), at]
+    return np.asarray(y[np.arange(len(y)), at])
 
 
 def _phases(y: Array, season: int) -> Array:
@@ -447,7 +453,7 @@ def _run(promoted: Array) -> Array:
 
 
 def _year(y: Array) -> Array:
-    """The days around the same one a year ago against the four weeks before the review's, (n, HORIZON); NaN: unknown."""
+    """The days around the same one a year ago against the four weeks before the review's, (n, HORIZON)."""
     if y.shape[1] < YEAR + MONTH:
         return np.full((len(y), HORIZON), np.nan)
     end = y.shape[1] - YEAR  # the column of a year before the review

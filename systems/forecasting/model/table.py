@@ -57,8 +57,8 @@ class Table:
         hierarchy = aggregates.Hierarchy.of({"store": plan.store_id, "category": plan.category})
         y = panel.window("units", series, plan.day, LOOK_BACK)
         sums = hierarchy.matrix() @ np.nan_to_num(y)
-        ahead = aggregates.ets(sums, HORIZON, panel.config.season)
-        back = aggregates.ets(sums[:, :-HORIZON], HORIZON, panel.config.season)  # one backtest tells how wrong they are
+        ahead = aggregates.ets(sums, HORIZON, panel.season)
+        back = aggregates.ets(sums[:, :-HORIZON], HORIZON, panel.season)  # one backtest tells how wrong they are
         errors = np.mean((sums[:, -HORIZON:] - back) ** 2, axis=1)
         bottom = distribution.mean(quantiles, LEVELS, is_count)
         spread = np.mean(((quantiles[..., -1] - quantiles[..., 0]) / (NORMAL[-1] - NORMAL[0])) ** 2, axis=1)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from common.errors import BadRecord, NotFound
 from common.features.view import Array
-from common.schema import Record, Whole
+from common.schema import Record
 from common.system import Intake, Lookup, Losses, Route
 from systems.forecasting.config import Config
 from systems.forecasting.data import EDGES, HORIZON, LEVELS, Actual, Forecast, Order, RetailWorld, Review
@@ -104,6 +104,7 @@ class Stored(Record):
     store_id: str
     product_id: str
     category: str
+    steps: tuple[str, ...]  # what the days stand for: dates, or the stamps of one's own data
     forecast: Forecast
 
 
@@ -119,6 +120,7 @@ class WhatIf(Record):
 class Compared(Record):
     """What was planned, what is asked, and what that changes over all days."""
 
+    steps: tuple[str, ...]  # what the days stand for: dates, or the stamps of one's own data
     planned: Forecast
     asked: Forecast
     units: float  # more than planned
@@ -135,7 +137,15 @@ def stored(model: Forecaster, which: Which) -> Stored:
         )
     q, is_count = found.quantiles, model.is_count and bool(which.product_id)
     forecast = told(table.first_day, q, is_count).model_copy(update={"mean": tuple(np.round(found.mean, 3).tolist())})
-    return Stored(**which.model_dump(), forecast=forecast)
+    return Stored(**which.model_dump(), steps=steps(model, table.first_day), forecast=forecast)
+
+
+def steps(model: Forecaster, first_day: int) -> tuple[str, ...]:
+    """Names of the days from the first one on."""
+    days = range(first_day, first_day + HORIZON)
+    if model.calendar is not None:
+        return tuple(model.calendar.label(day) for day in days)
+    return tuple(str(np.datetime64(day, "D")) for day in days)
 
 
 def what_if(model: Forecaster, asked: WhatIf) -> Compared:
@@ -170,14 +180,15 @@ def what_if(model: Forecaster, asked: WhatIf) -> Compared:
     revenue = [float(p @ np.array(f.mean)) for p, f in zip(price, (planned, wanted), strict=True)]
     more = revenue[1] - revenue[0]
     return Compared(
-        planned=planned, asked=wanted, units=round(sum(wanted.mean) - sum(planned.mean), 3),
+        steps=steps(model, day), planned=planned, asked=wanted, units=round(sum(wanted.mean) - sum(planned.mean), 3),
         revenue=round(more, 2) if np.isfinite(more) else None,
     )  # fmt: skip
 
 
 ROUTES: tuple[Route, ...] = (
     Lookup(
-        name="forecast", summary="What was forecast ahead, of a series or a sum", find=stored, asks=Which, answer=Stored,
+        name="forecast", summary="What was forecast ahead, of a series or a sum", find=stored, asks=Which,
+        answer=Stored,
     ),
     Lookup(
         name="what-if", summary="How other prices or promotions would change it", find=what_if, asks=WhatIf,
