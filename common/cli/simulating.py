@@ -28,6 +28,7 @@ from common.system import Answer, Answered, AnySystem, Params, find
 RUN_DAYS = 90
 DRIFT_DAY = 30
 BAD_DAY, BAD_KIND = 14, "errors"
+SHOWN = 600  # characters of an example
 FULL = "full"  # an answer that is not degraded
 PAGE = "{}/simulation.html"  # of a system, under MLSYS_HOME
 
@@ -199,9 +200,13 @@ def _show_answers(desk: Desk, system: AnySystem, said: Sequence[tuple[Any, Answe
         desk.out.print(f"   {name}: " + ", ".join(f"{n} {choice}" for choice, n in counts[name].items()))
         for choice in counts[name]:
             request, answer = next((r, a) for r, a in reversed(said) if str(getattr(a, name)) == choice)
-            shown = f"   {request.model_dump_json()}\n   -> {answer.model_dump_json()}"
+            shown = f"   {_cut(request.model_dump_json())}\n   -> {_cut(answer.model_dump_json())}"
             desk.out.print(shown, markup=False)
     return counts
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
 
 
 def _show_story(desk: Desk, document: Document, page: Path) -> None:

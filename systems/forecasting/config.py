@@ -65,10 +65,10 @@ class Config:
 
     # The judgement
     label_delay: int = 33 * DAY  # us; the last of 28 days is over, and has been reported
-    early_delay: int = 4 * DAY  # us; the first days are
+    early_delay: int = 3 * DAY  # us; the first days are
     validation_days: int = 28
     test_days: int = 28
-    retrain_days: int = 7  # on so many a model is judged that is made in a hurry
+    retrain_days: int = 4  # on so many a model is judged that is made in a hurry
 
 
 SMALL = Config(
