@@ -27,7 +27,7 @@ from common.monitoring.quality import LabelHabits, Told, labels_health
 from common.progress import Progress
 from common.schema import Event, Logged, arrow_schema
 from common.serving.service import NOTHING, Reply, Service, fixed
-from common.system import Answer, AnySystem, Arrival, ManyRows, Outcome, Rows, find, names
+from common.system import Answer, AnySystem, Arrival, ManyRows, Outcome, Rows, Surprising, find, names
 
 AHEAD = 3  # days
 DAYS = 12
@@ -320,6 +320,32 @@ def test_outcomes_that_say_nothing_are_heard_and_neither_silence_nor_a_flood(sys
     assert [flaw for flaw in labels_health(habits, week) if flaw.exceeds] == []
     assert watch._random(20 * DAY)[0].ratio is not None
     assert LabelHabits.fit([week] * 7).positive.n == 0, "of what only such outcomes are known of"
+
+
+def test_what_was_sold_says_of_another_answer_what_it_would_have_said(system: AnySystem) -> None:
+    journal = Journal(system)
+    asked(journal, Plan(most=5.0), 1, 2, 3, 4)
+    tell(journal, [(1, 9.0), (2, 9.0), (3, 3.0)])
+    others = [Plan(most=10.0), Plan(most=1.0), None, Plan(most=1.0)]
+    np.testing.assert_array_equal(journal.retold(slice(0, 4), others), [0.0, 1.0, np.nan, np.nan])
+
+
+def test_surprise_is_measured_against_what_the_champion_would_have_answered(system: AnySystem) -> None:
+    """In the weeks before it something else answered, which was wrong every day; the champion would have been right."""
+    journal = Journal(replace(system, surprise=Surprising(below=(1.0,), dispersion=1.0)))
+    for day in range(1, 61):
+        asked(journal, Plan(most=5.0), day)
+        if day > 1:
+            tell(journal, [(day - 1, 9.0)])
+    rows, scores = slice(0, len(journal)), np.full(len(journal), 0.1)
+    would = (np.arange(len(journal)) % 10 == 0).astype(float)
+    taken, retold = (
+        Watch(journal, 62 * DAY, "v", rows, scores, Watching(), told=told)._below for told in (None, would)
+    )  # fmt: skip
+    assert taken[0].ratio > 9 > 3 > retold[0].ratio
+    unknown = np.where(np.arange(len(journal)) < 30, np.nan, would)
+    half = Watch(journal, 62 * DAY, "v", rows, scores, Watching(), told=unknown)._below
+    assert half[0].ratio > retold[0].ratio / 2, "days of which nothing is known are not days without a positive"
 
 
 def test_values_that_are_missing_are_left_out_where_values_are_judged() -> None:

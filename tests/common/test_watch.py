@@ -9,7 +9,7 @@ import pytest
 from common.clock import DAY, HOUR
 from common.features.view import Array
 from common.lifecycle.journal import Journal
-from common.lifecycle.watch import Findings, Watch, Watching, scores
+from common.lifecycle.watch import Findings, Watch, Watching, predictions, scores
 from common.schema import Logged
 from common.serving.service import Reply
 from tests.common.test_loop import START, Done, Order, Table, Verdict, shop
@@ -251,7 +251,10 @@ def test_a_model_says_of_the_past_what_it_would_have_said() -> None:
     told = Told().live(3)
     model = Table((0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7))
     rows = told.journal.rows(START + DAY, START + 2 * DAY)
-    assert scores(told.journal, model, rows).tolist() == model.probability(told.journal.x[rows]).tolist()
+    assert (
+        scores(told.journal, predictions(told.journal, model, rows)).tolist()
+        == model.probability(told.journal.x[rows]).tolist()
+    )
 
 
 def test_labels_at_random_are_known_by_those_that_deny_what_they_came_for() -> None:
