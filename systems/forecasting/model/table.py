@@ -12,7 +12,7 @@ from scipy.special import ndtri
 from common.errors import BadBundle
 from common.features.view import Array, numbers
 from systems.forecasting.data import HORIZON, LEVELS
-from systems.forecasting.model import aggregates, distribution
+from systems.forecasting.model import aggregates, distribution, local
 from systems.forecasting.model.panel import Panel, Plan
 
 FILE: Final = "forecasts.parquet"
@@ -55,7 +55,7 @@ class Table:
         day = int(plan.day[0])
         series = np.array([panel.find(*key) for key in zip(plan.store_id, plan.product_id, strict=True)])
         hierarchy = aggregates.Hierarchy.of({"store": plan.store_id, "category": plan.category})
-        y = panel.window("units", series, plan.day, LOOK_BACK)
+        y = local.filled(panel.demand(series, plan.day, LOOK_BACK), panel.season)  # sums of what was wanted, too
         sums = hierarchy.matrix() @ np.nan_to_num(y)
         ahead = aggregates.ets(sums, HORIZON, panel.season)
         back = aggregates.ets(sums[:, :-HORIZON], HORIZON, panel.season)  # one backtest tells how wrong they are
