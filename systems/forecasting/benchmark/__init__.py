@@ -1,14 +1,15 @@
 """M4 Hourly and Weekly as the competition judges: OWA, sMAPE, MASE, and MSIS of 95 % intervals, beside its entries.
 
-One LightGBM per frequency that learns from all its series, direct over all steps ahead. Hourly: it corrects, and is
-averaged with, autoregressions of each series' logarithm. Weekly: a series whose last two years look like an earlier
-stretch of another series (or of itself) is forecast by what came next there. That is in the training file, as of every
-entrant, so it is no leak of the test part; but some of these series contain each other, and a chain's would not. So
-the score without it (`trees`) stands in the details.
+One LightGBM per frequency that learns from all its series, direct over all steps ahead. Hourly: it corrects
+autoregressions of each series' logarithm, which may also be averaged with it. Weekly: a series whose last two years
+look like an earlier stretch of another series (or of itself) is forecast by what came next there. That is in the
+training file that every entrant had, so nothing of the test part leaks; but it works because some of these series hold
+pieces of each other, which a chain's would not: the score without it (`trees`) stands in the details.
 
-Chosen before, by backtests on the training part: lags, units, features and the size of trees. Chosen in the run, by
-backtests on its last 2 (hourly) or 3 (weekly) horizons: shares of the combination, width of the intervals. The test
-files are opened when all forecasts are made. First the competition's own methods must get their published scores.
+Chosen beforehand, by backtests on the training part: lags, units, features, spans of origins and the size of trees.
+Chosen in the run, by backtests on the last 2 (hourly) or 3 (weekly) horizons of the training part: shares of the
+combination and the width of intervals, which is why the backtest scores in the details are a little too good. The test
+files are opened when all forecasts are made; then the competition's own methods must first get their published scores.
 """
 
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ PUBLISHED: Final[Mapping[str, Mapping[str, Mapping[str, float]]]] = {  # "Evalua
         "ARIMA": {"msis": 19.575},
     },
 }
+METRICS: Final = ("owa", "smape", "mase", "msis")
 EXACT: Final = ("Naive", "sNaive", "Naive2")  # what has one definition, and no optimiser in it
 
 
@@ -87,9 +89,6 @@ def run(folder: Path, ways: tuple[Way, ...], check: bool) -> BenchmarkResult:
         rows=sum(len(panel.y) for _, panel, _ in made),
         details=details,
     )
-
-
-METRICS: Final = ("owa", "smape", "mase", "msis")
 
 
 def reproduce(frequency: Frequency, panel: Panel, actual: Values) -> None:

@@ -58,9 +58,9 @@ class Parts:
 
     @classmethod
     def of(cls, y: Values, way: Way, seeds: int) -> "Parts":
-        trees = Trees(y, way.recipe)
-        point = np.exp(np.mean([_log(trees.point(seed)) for seed in range(seeds)], 0))
-        low, high = (_log(trees.quantile(level)) for level in LEVELS)
+        some = [Trees(y, way.recipe, *span) for span in way.recipe.spans]
+        point = np.exp(np.mean([_log(trees.point(seed)) for trees in some for seed in range(seeds)], 0))
+        low, high = (_log(some[0].quantile(level)) for level in LEVELS)
         return cls(point, *way.local(y), low, high, way.spread(y))
 
     def combined(self, threshold: float, share: float) -> Values:

@@ -37,8 +37,7 @@ class Recipe:
     frequency: Frequency
     log: bool
     rows: Callable[[Values, int], Rows]
-    every: int  # steps between two origins
-    span: int  # steps from the oldest origin to the newest
+    spans: tuple[tuple[int, int], ...]  # steps between origins, and from the oldest to the newest; all are averaged
     needs: int  # steps of history that a series must have at an origin
     rounds: int
     params: Mapping[str, Any]
@@ -144,7 +143,7 @@ def _features(values: list[Values], shape: tuple[int, ...]) -> Values:
 class Trees:
     """Of the series y, (n, T): learns at origins before its end, forecasts what comes after it."""
 
-    def __init__(self, y: Values, recipe: Recipe) -> None:
+    def __init__(self, y: Values, recipe: Recipe, every: int, span: int) -> None:
         self.recipe = recipe
         h, season = recipe.frequency.horizon, recipe.frequency.season
         scale = protocol.scale(y, season)
@@ -153,7 +152,7 @@ class Trees:
         smape = protocol.smape(y[:, last:], naive2).mean()
         mase = protocol.mase(y[:, last:], naive2, scale).mean()
         x, target, cost, width = [], [], [], []
-        for end in range(last, max(last - recipe.span, recipe.needs), -recipe.every):
+        for end in range(last, max(last - span, recipe.needs), -every):
             some = ~np.isnan(y[:, end - recipe.needs])
             if not some.any():
                 continue
@@ -191,7 +190,7 @@ class Trees:
 def recipes() -> tuple[Recipe, Recipe]:
     common = {"feature_fraction": 0.4, "bagging_freq": 1}
     hourly = Recipe(
-        frequency=HOURLY, log=False, rows=hourly_rows, every=DAY, span=25 * DAY, needs=2 * WEEK + DAY,
+        frequency=HOURLY, log=False, rows=hourly_rows, spans=((DAY, 25 * DAY),), needs=2 * WEEK + DAY,
         rounds=300,
         params={**common, "learning_rate": 0.05, "num_leaves": 63, "min_data_in_leaf": 50, "lambda_l2": 2,
                 "bagging_fraction": 0.6, "max_bin": 63},
@@ -200,7 +199,7 @@ def recipes() -> tuple[Recipe, Recipe]:
                          "bagging_fraction": 0.5, "max_bin": 63},
     )  # fmt: skip
     weekly = Recipe(
-        frequency=WEEKLY, log=True, rows=weekly_rows, every=2, span=130, needs=30,
+        frequency=WEEKLY, log=True, rows=weekly_rows, spans=((2, 130), (3, 260)), needs=30,
         rounds=200,
         params={**common, "learning_rate": 0.04, "num_leaves": 63, "min_data_in_leaf": 100, "lambda_l2": 5,
                 "bagging_fraction": 0.5, "max_bin": 127},
