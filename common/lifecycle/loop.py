@@ -55,7 +55,7 @@ class Policy:
     steps: Steps = field(
         default_factory=lambda: Steps(
             # `power` asks for more; few are asked for here, so that what is fine does not wait for one step
-            least_units=10,
+            least_units=5,
             least_requests=30,
             least_time=12 * HOUR,
             needs=("gap",),
