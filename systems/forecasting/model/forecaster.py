@@ -85,7 +85,8 @@ class Trees:
     def fit(cls, config: Config, x: Array, z: Array, scale: Array, names: Sequence[str], params: Params) -> "Trees":
         if len(z) < FEWEST:
             raise BadSetting(f"train: must have {FEWEST} days of known demand or more, has {len(z)}")
-        some = np.unique(np.linspace(0, len(z) - 1, min(len(z), config.rows)).astype(np.int64))
+        # by lot: every n-th row would be of some of the 28 days ahead alone
+        some = np.sort(np.random.default_rng(config.seed).permutation(len(z))[: config.rows])
         data = lgb.Dataset(
             x[some], z[some] / scale[some], feature_name=[name.replace(".", "__") for name in names],
             params={"max_bin": config.max_bin, "verbosity": -1}, free_raw_data=False,
@@ -265,8 +266,8 @@ class Forecaster:
 
     def ahead(self) -> Table:
         """The forecasts of all series from the first day on that nothing has been heard of."""
-        if self.table is not None or self.plan is None:
-            assert self.table is not None
+        if self.plan is None:
+            assert self.table is not None  # a version that was read has one
             return self.table
         return Table.of(self.panel, self.plan, everything(self.core, self.panel, self.plan), self.is_count)
 
@@ -313,26 +314,22 @@ class Library:
     """What all fits of one snapshot share: its panel, made once, and the plan for what comes after it."""
 
     config: Config
-    _of: int = -1  # position of its last event
+    _of: tuple[int, int] = (-1, -1)  # how many events it was made from, and the position of the last one
     _panel: Panel | None = field(default=None, repr=False)
     _plan: Plan | None = field(default=None, repr=False)
     _calendar: Calendar | None = None
 
     def fit(self, examples: Examples[Review], params: Params) -> Forecaster:
         actuals, reviews = (examples.events[kind.__name__] for kind in (Actual, Review))
-        newest = _newest(actuals)
-        if self._panel is None or self._plan is None or self._of != newest:
-            self._of, self._calendar = newest, calendar_of(reviews)
+        of = actuals.num_rows, int(actuals["position"][-1].as_py()) if actuals.num_rows else 0
+        if self._panel is None or self._plan is None or self._of != of:
+            self._of, self._calendar = of, calendar_of(reviews)
             self._panel = Panel.of(self.config, actuals, seasons.of(self._calendar))
             self._plan = _next(self._panel, reviews)
         return fit(self.config, examples, params, self._panel.copy(), self._calendar, self._plan)
 
     def replay(self, asked: pa.Table, events: Mapping[str, pa.Table]) -> Rows:
         return panel.replay(self.config, asked, events)
-
-
-def _newest(table: pa.Table) -> int:
-    return int(table["position"][-1].as_py()) if table.num_rows else 0
 
 
 def _next(history: Panel, reviews: pa.Table) -> Plan:
