@@ -87,6 +87,18 @@ def test_a_bad_setting_names_the_variable(capsys: pytest.CaptureFixture[str], mo
     assert capsys.readouterr().err == "mlsys: MLSYS_SYSTEMS: no package 'no_such_package' can be imported\n"
 
 
+def test_what_a_cluster_is_used_for_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["list"]) == 0
+    assert "RAY" not in capsys.readouterr().err
+    monkeypatch.setenv("MLSYS_RAY_ADDRESS", "head:6379")
+    assert main(["list"]) == 0
+    assert (
+        capsys.readouterr().err == "MLSYS_RAY_ADDRESS is used where forecasts are made ahead, all else is done here\n"
+    )
+
+
 def test_a_state_folder_that_is_none_is_one_clear_line(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
