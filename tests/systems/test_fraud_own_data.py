@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.checks import Bench, bench
+from common.checks import Bench
 from common.cli import main, making
 from common.cli.desk import Desk
 from common.clock import HOUR, SECOND, SimulatedClock
@@ -28,7 +28,7 @@ from common.errors import NotFound
 from common.lifecycle import training
 from common.schema import arrow_schema
 from common.settings import Settings
-from common.system import Answered, find
+from common.system import Answered
 from systems.fraud.data import Outcome, Payment
 
 START = 1_704_067_200 * SECOND  # 2024-01-01
@@ -296,9 +296,8 @@ def test_whatever_a_folder_holds_the_command_ends_in_one_line(
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[Bench]:
-    with bench(find("systems", "fraud")) as b:
-        yield b
+def world(benches: Callable[[str], Bench]) -> Bench:
+    return benches("fraud")
 
 
 def tables(b: Bench) -> dict[str, pa.Table]:
