@@ -16,13 +16,13 @@ pytest.register_assert_rewrite("common.checks")
 
 
 @pytest.fixture(scope="session")
-def benches() -> Iterator[Callable[[str], "Bench"]]:
-    """The bench of a system: its world lives once, its model is made once, for all tests, which only read them."""
+def benches() -> Iterator[Callable[[str, str], "Bench"]]:
+    """Of a package and a system: its world lives once and its model is made once, for all tests, which only read."""
     from common.checks import bench  # its assertions are rewritten by now
     from common.system import find
 
     with ExitStack() as stack:
-        yield cache(lambda name: stack.enter_context(bench(find("systems", name))))
+        yield cache(lambda package, name: stack.enter_context(bench(find(package, name))))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,8 +10,8 @@ from common.system import Presets, find, names
 
 
 @pytest.fixture(scope="module", params=names("systems"))
-def lived(request: pytest.FixtureRequest, benches: Callable[[str], Bench]) -> Bench:
-    return benches(request.param)
+def lived(request: pytest.FixtureRequest, benches: Callable[[str, str], Bench]) -> Bench:
+    return benches("systems", request.param)
 
 
 @pytest.mark.parametrize("check", ALL, ids=lambda check: check.__name__.removeprefix("check_"))

@@ -27,9 +27,9 @@ PATIENCE = 60  # s
 
 
 @pytest.fixture(scope="module")
-def lived(benches: Callable[[str], Bench]) -> Bench:
+def lived(benches: Callable[[str, str], Bench]) -> Bench:
     """The small world, and a model that was learned from it."""
-    made = benches("fraud")
+    made = benches("systems", "fraud")
     assert made.trained
     return made
 
