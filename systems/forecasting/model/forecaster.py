@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from threading import RLock
 from typing import Any, Final
 from zlib import crc32
 
@@ -237,12 +238,15 @@ class Forecaster:
     calendar: Calendar | None  # what days stand for; None: days
     plan: Plan | None  # of all series, for the forecasts that are made ahead; None: they have been made
     table: Table | None = None
+    lock: RLock = field(default_factory=RLock, repr=False, compare=False)  # who hears of actuals is another thread
 
     def rows(self, requests: Sequence[Review]) -> Rows:
-        return panel.rows(self.panel, Plan.of(requests))
+        with self.lock:
+            return panel.rows(self.panel, Plan.of(requests))
 
     def hear(self, events: pa.Table) -> None:
-        self.panel.hear(events)
+        with self.lock:
+            self.panel.hear(events)
 
     @property
     def blend(self) -> Blend:

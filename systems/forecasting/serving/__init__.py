@@ -150,6 +150,11 @@ def steps(model: Forecaster, first_day: int) -> tuple[str, ...]:
 
 def what_if(model: Forecaster, asked: WhatIf) -> Compared:
     """By the version's own history of the series, forecast twice."""
+    with model.lock:  # so that both are of the same history
+        return _compared(model, asked)
+
+
+def _compared(model: Forecaster, asked: WhatIf) -> Compared:
     if not all(0 < price <= MOST for price in asked.prices):
         raise BadRecord(f"prices: must be above 0 and at most {MOST:g} EUR")
     history = model.panel
