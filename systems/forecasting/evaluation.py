@@ -21,7 +21,7 @@ from systems.forecasting.serving import orders
 Flags = NDArray[np.bool_]
 
 BASELINES: Final = {"seasonal_naive": "naive", "theta": "theta"}
-WEEKS: Final = {"days 1-7": (1, 7), "days 8-14": (8, 14), "days 15-28": (15, 28)}
+WEEKS: Final = {"days_1-7": (1, 7), "days_8-14": (8, 14), "days_15-28": (15, 28)}
 REPEATS: Final = 200  # of the bootstrap
 LOW: Final = 0.005  # its lower end
 PER: Final = 1_000  # reviews, that costs are told of
