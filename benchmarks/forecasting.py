@@ -66,6 +66,7 @@ ORIGINS: Final = 4  # past ones that are learned from, 28 days apart
 SAMPLE: Final = 100_000  # rows that the blend is chosen by
 SIZES: Final = (10, 100, 1_000)  # times the series of the small world
 CHUNK: Final = 10  # times them, at once
+SHARED: Final = (100,)  # sizes that two processes share as well
 WORKERS: Final = (1, 2)
 THREADS: Final = 8  # that ask at the same time
 START: Final = 120.0  # s, for a server to come up
@@ -449,33 +450,6 @@ def _heard(server: Server, series: Sequence[tuple[str, str]], workers: int) -> l
 # ----- scale
 
 
-def scale(config: Config = SMALL, sizes: Sequence[int] = SIZES, chunk: int = CHUNK) -> dict[str, Any]:
-    """A chunk is a chain that sells the same in more stores."""
-    load_before = os.getloadavg()[0]
-    chain = Chain.make(config, SEED)
-    learned = Learned.of(chain, Panel.of(config, chain.actuals()), ORIGINS)
-    trees = learned.trees(config)
-    core = Core(trees, learned.blend(config, trees))
-    larger = replace(config, stores=chunk * config.stores)
-    found, both = dict[str, Any](), dict[str, Any]()
-    for size in sizes:
-        found[str(size)] = _alone(core, larger, size // chunk, 1)
-        say(f"{found[str(size)]['series']:,} series: {found[str(size)]['seconds']:.1f} s")
-    both[str(sizes[-2])] = _alone(core, larger, sizes[-2] // chunk, 2)
-    series, seconds = (np.array([of[name] for of in found.values()]) for name in ("series", "seconds"))
-    return {
-        "load_average_before": load_before, "series_in_chunk": larger.stores * larger.products, "sizes": found,
-        "exponent": float(np.polyfit(np.log(series), np.log(seconds), 1)[0]),  # of the time, as a power of the series
-        "workers_2": both,
-    }  # fmt: skip
-
-
-def _alone(core: Core, config: Config, chunks: int, workers: int) -> dict[str, Any]:
-    """In a fresh process: what it needs at most is its own."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(scaled, core, config, chunks, workers).result()
-
-
 def scaled(core: Core, config: Config, chunks: int, workers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -483,6 +457,39 @@ def scaled(core: Core, config: Config, chunks: int, workers: int) -> dict[str, A
         series, seconds = sum(done), time.perf_counter() - began
     return {
         "series": series, "seconds": seconds, "seconds_per_1000": 1_000 * seconds / series, "peak_rss_mb": peak_rss(),
+    }  # fmt: skip
+
+
+def alone(core: Core, config: Config, chunks: int, workers: int) -> dict[str, Any]:
+    """The same in a fresh process: what it needs at most is its own."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(scaled, core, config, chunks, workers).result()
+
+
+def scale(
+    config: Config = SMALL,
+    sizes: Sequence[int] = SIZES,
+    chunk: int = CHUNK,
+    shared: Sequence[int] = SHARED,
+    run: Callable[[Core, Config, int, int], dict[str, Any]] = alone,
+) -> dict[str, Any]:
+    """A chunk is a chain that sells the same in more stores; `shared`: sizes that two processes share as well."""
+    load_before = os.getloadavg()[0]
+    chain = Chain.make(config, SEED)
+    learned = Learned.of(chain, Panel.of(config, chain.actuals()), ORIGINS)
+    trees = learned.trees(config)
+    core = Core(trees, learned.blend(config, trees))
+    larger = replace(config, stores=chunk * config.stores)
+    found = dict[str, Any]()
+    for size in sizes:
+        found[str(size)] = run(core, larger, size // chunk, 1)
+        say(f"{found[str(size)]['series']:,} series: {found[str(size)]['seconds']:.1f} s")
+    both = {str(size): run(core, larger, size // chunk, 2) for size in shared}
+    series, seconds = (np.array([of[name] for of in found.values()]) for name in ("series", "seconds"))
+    return {
+        "load_average_before": load_before, "series_in_chunk": larger.stores * larger.products, "sizes": found,
+        "exponent": float(np.polyfit(np.log(series), np.log(seconds), 1)[0]),  # of the time, as a power of the series
+        "workers_2": both,
     }  # fmt: skip
 
 
