@@ -52,6 +52,23 @@ class Logged(Record):
     created_timestamp: int  # us since the epoch, UTC, by the log's clock; never decreases
 
 
+def json_schema(record: type[BaseModel], mode: Literal["validation", "serialization"] = "validation") -> dict[str, Any]:
+    """Of such a record, without references: these would point outside of what it becomes a part of."""
+    schema = record.model_json_schema(mode=mode)
+    parts = schema.pop("$defs", {})
+
+    def resolved(node: Any) -> Any:
+        if isinstance(node, list):
+            return [resolved(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return resolved(parts[node["$ref"].rpartition("/")[2]])
+        return {key: resolved(value) for key, value in node.items() if key != "discriminator"}
+
+    return {key: resolved(value) for key, value in schema.items()}
+
+
 def explain(record: type[Record], error: ValidationError) -> str:
     """What is wrong with a record, or with rows of them, in one line: field, rule, value."""
     found = [
@@ -99,6 +116,8 @@ def _arrow_type(annotation: Any) -> tuple[pa.DataType, bool]:
         return _arrow_type(inner)[0], True
     if origin is Literal:
         return pa.string(), False
+    if origin is Annotated:
+        return _arrow_type(get_args(annotation)[0])
     if origin is tuple:
         return pa.list_(_arrow_type(get_args(annotation)[0])[0]), False
     return {int: pa.int64(), float: pa.float64(), bool: pa.bool_(), str: pa.string(), bytes: pa.binary()}[

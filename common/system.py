@@ -225,6 +225,23 @@ class Outcome:
         return 1.0 if self.value is None else float(getattr(event, self.value))
 
 
+class Fan(Protocol):
+    """What an answer forecasts of the days ahead, a value each: the first is the label of its own request."""
+
+    @property
+    def first_day(self) -> int: ...  # days since 1970-01-01
+    @property
+    def median(self) -> Sequence[float]: ...
+    @property
+    def lower_80(self) -> Sequence[float]: ...
+    @property
+    def upper_80(self) -> Sequence[float]: ...
+    @property
+    def lower_95(self) -> Sequence[float]: ...
+    @property
+    def upper_95(self) -> Sequence[float]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ManyRows(Generic[P]):
     """Of a system whose requests have rows of their own, each with a label: the products found, the days ahead.
@@ -246,6 +263,7 @@ class ManyRows(Generic[P]):
     watched: Callable[[Any, Any], float | None] | None = None
     # Of joined outcomes, given the answer of the request that one meets: 1 or 0, such as whether it was outside the
     # interval that was forecast; None: it says nothing of that answer. Without it, what the outcome says itself.
+    fan: Callable[[Any], Fan | None] | None = None  # of answers whose `key` is a day: to be drawn beside what came
 
 
 @dataclass(frozen=True, kw_only=True)

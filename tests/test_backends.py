@@ -10,23 +10,27 @@ from typing import Any
 import pyarrow.csv
 import pytest
 
-from common.checks import bench
+from common.checks import Bench
 from common.cli import main
-from common.system import Answered, find
+from common.system import Answered
 from systems.fraud.data import Outcome, Payment
 from tests.servers import private_redis, schema
 
 Say = Callable[..., dict[str, Any]]
 
 
+@pytest.fixture(autouse=True)
+def _little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLSYS_SYSTEMS", "tests.little")
+
+
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own(benches: Callable[[str, str], Bench], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small bank's files, as its systems may have exported them."""
     folder = tmp_path_factory.mktemp("own")
-    with bench(find("systems", "fraud")) as lived:
-        payments = lived.log.read(Payment)
-        outcomes = lived.log.read(Outcome)
-        answers = lived.log.read(Answered)
+    payments, outcomes, answers = (
+        benches("tests.little", "fraud").log.read(kind) for kind in (Payment, Outcome, Answered)
+    )
     pyarrow.csv.write_csv(payments.drop(["position", "created_timestamp"]), folder / "payments.csv")
     reported = outcomes.select(["payment_id", "fraud", "source"])
     reported = reported.append_column("reported_timestamp", outcomes["created_timestamp"])

@@ -1,18 +1,17 @@
 """One conformance suite for all systems."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from common.checks import ALL, Bench, bench
+from common.checks import ALL, Bench
 from common.data.splits import forward
 from common.system import Presets, find, names
 
 
 @pytest.fixture(scope="module", params=names("systems"))
-def lived(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    with bench(find("systems", request.param)) as made:
-        yield made
+def lived(request: pytest.FixtureRequest, benches: Callable[[str, str], Bench]) -> Bench:
+    return benches("systems", request.param)
 
 
 @pytest.mark.parametrize("check", ALL, ids=lambda check: check.__name__.removeprefix("check_"))

@@ -37,7 +37,7 @@ class Desk:
         self.progress = Progress()
         self.snapshots = Snapshots(settings.home / "snapshots")
         if settings.ray_address is not None:
-            self.progress.say("MLSYS_RAY_ADDRESS is not used yet: all work is done on this machine")
+            self.progress.say("MLSYS_RAY_ADDRESS is used where forecasts are made ahead, all else is done here")
 
     @property
     def keys(self) -> Keys:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from common.clock import DAY
 from common.features.view import Array
 from common.lifecycle import faults
+from common.lifecycle.fans import fans
 from common.lifecycle.loop import TRIGGERS, Loop
 from common.lifecycle.simulation import Regret, Simulation
 from common.monitoring import quality
@@ -27,6 +28,7 @@ def story(simulation: Simulation, preset: str, without: Regret | None) -> dict[s
     alarmed = _alarmed(simulation)
     drift_day = simulation.drift_day
     after = [day for day in alarmed if drift_day is not None and day > drift_day]
+    drawn = fans(simulation)
     return {
         "system": system.name,
         "summary": system.summary,
@@ -48,6 +50,7 @@ def story(simulation: Simulation, preset: str, without: Regret | None) -> dict[s
         "reasons": _reasons(simulation),
         "versions": _versions(simulation),
         "alarms": _alarms(simulation),
+        **({} if drawn is None else {"fans": drawn}),
     }
 
 

@@ -131,17 +131,22 @@ def over_time(axes: Axes, days: float, label: bool = True) -> None:
 
 
 def upwards(axes: Axes, values: Sequence[float | None], unit: str) -> None:
+    """A vertical scale with its unit beside it."""
+    scaled(axes, values)
+    lines = "\n".join(cut(part, LEFT - 50) for part in wrap(unit, int((LEFT - 50) / (0.58 * SIZE))))
+    axes.text(-46 / PLOT, 0.5, lines, color=LIGHT["muted"], ha="right", va="center", transform=axes.transAxes)
+
+
+def scaled(axes: Axes, values: Sequence[float | None], ticks: int = 5) -> None:
     """A vertical scale with room for the values, and from zero if that does not hide what varies."""
     known = [v for v in values if v is not None] or [0.0]
     low, high = min(known), max(known)
     low = 0.0 if 0 <= low <= 0.3 * high else low
     room = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     axes.set_ylim(low - (room if low else 0), high + room)
-    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: number(v)))
     axes.grid(axis="y")
-    lines = "\n".join(cut(part, LEFT - 50) for part in wrap(unit, int((LEFT - 50) / (0.58 * SIZE))))
-    axes.text(-46 / PLOT, 0.5, lines, color=LIGHT["muted"], ha="right", va="center", transform=axes.transAxes)
 
 
 def boxes(axes: Axes, where: Sequence[Box], name: str, **look: object) -> None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from common.report import shares, timelines
+from common.report import fans, shares, timelines
 from common.report.drawing import day, number, percent
-from common.report.story import Story
+from common.report.story import Fans, Story
 from common.report.tables import plural
 
 Section = tuple[str, str, str, str, str]  # id, kicker, finding, how to read it or why it is missing, picture or ""
@@ -84,6 +84,8 @@ def sections(run: Story) -> Iterator[Section]:
     yield _drift(run)
     yield _canaries(run)
     yield _quality(run)
+    if run.fans is not None:
+        yield _fans(run.fans, run.drift_day)
     yield _calibration(run)
     yield _reasons(run)
 
@@ -168,6 +170,33 @@ def _quality(run: Story) -> Section:
     if doubted := [(at, why) for at, why in zip(q.days, q.doubts, strict=True) if why is not None]:
         how += f" {plural(len(doubted), 'estimate')} cannot be trusted, from day {day(doubted[0][0])}: {doubted[0][1]}."
     return *head, finding, how, timelines.quality(run)
+
+
+def _fans(said: Fans, drift_day: float | None) -> Section:
+    head = "fans", "Forecasts"
+    if not said.shown:
+        why = "The document shows none: nothing was forecast and observed on the days that were looked at."
+        return *head, "No forecast can be shown", why, ""
+    shown = said.shown[: fans.PANELS]
+    inside = {level: fans.held(shown, level) for level in ("80", "95")}
+    finding = "No day that was forecast has been observed"
+    if None not in inside.values():
+        finding = f"The 80% interval held {percent(inside['80'])} of the days, the 95% one {percent(inside['95'])}"
+    before, after = (
+        fans.held([fan for fan in shown if drift_day is not None and (fan.asked < drift_day) == is_before], "80")
+        for is_before in (True, False)
+    )
+    if before is not None and after is not None:
+        finding = f"The 80% interval held {percent(before)} of the days forecast before the drift"
+        finding += f", {percent(after)} of those forecast after it"
+    series = len({fan.unit for fan in shown})
+    how = f"{series:,} series: what was answered on a day, and what was observed before and since."
+    how += " Nothing has been told of a hatched day, or not yet."
+    if drift_day is not None:
+        how += " The line is the day on which the drift began."
+    if hidden := len(said.shown) - len(shown):
+        how += f" {plural(hidden, 'forecast')} more are not drawn."
+    return *head, finding, how, fans.forecasts(shown, said.value, drift_day)
 
 
 def _calibration(run: Story) -> Section:

@@ -12,6 +12,7 @@ PALETTE = {
     "saved": ("#d8e9f5", "#1b3547"),
     "lost": ("#fbe5d6", "#472a18"),
     "band": ("#e9edf0", "#272e34"),
+    "inner": ("#a9cfe9", "#2a5875"),
     "heat0": ("#eff2f4", "#1f252a"),
     "heat1": ("#d9e0e5", "#2d363d"),
     "heat2": ("#b9c5ce", "#44515b"),

@@ -120,6 +120,31 @@ class Reasons(_Part):
     after: Mapping[Text, Share | None]
 
 
+class Fan(_Part):
+    """What was forecast on a day of one unit, and what was observed, before and after."""
+
+    unit: Text
+    why: Text  # it is shown
+    asked: Day
+    days: Days
+    observed: tuple[Measured, ...]
+    median: tuple[Measured, ...]  # None: before it was asked
+    lower_80: tuple[Measured, ...]
+    upper_80: tuple[Measured, ...]
+    lower_95: tuple[Measured, ...]
+    upper_95: tuple[Measured, ...]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        self._same_length("days", "observed", "median", "lower_80", "upper_80", "lower_95", "upper_95")
+        return self
+
+
+class Fans(_Part):
+    value: Text  # what is forecast
+    shown: tuple[Fan, ...]
+
+
 class Version(_Part):
     name: Text
     day: Day | None
@@ -156,6 +181,7 @@ class Story(_Part):
     reasons: Reasons
     versions: tuple[Version, ...]
     alarms: tuple[Alarm, ...]
+    fans: Fans | None = None  # None: it is no system that forecasts days ahead
 
     @model_validator(mode="after")
     def _one_of_each_week(self) -> Self:

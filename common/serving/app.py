@@ -41,7 +41,7 @@ from common.errors import (
 from common.monitoring.logs import Logs
 from common.monitoring.metrics import Metrics
 from common.monitoring.tracing import NoTracing, Tracing, open_tracing
-from common.schema import Event, Record, masked
+from common.schema import Event, Record, json_schema, masked
 from common.serving.auth import ApiKey, ApiKeys, RateLimits, Scope
 from common.serving.batching import Batcher
 from common.serving.live import Live
@@ -497,7 +497,7 @@ def _add_system(system: AnySystem, runtime: Runtime, add: Callable[..., None]) -
             "event_id": {"type": "string"},
             "version": {"type": "string"},
             "degraded": {"type": ["string", "null"], "description": "why the answer is less than it could be"},
-            "answer": system.answer.model_json_schema(mode="serialization"),
+            "answer": json_schema(system.answer, "serialization"),
         },
     }
     extra = {
@@ -555,7 +555,7 @@ def _add_lookup(system: AnySystem, route: Lookup, runtime: Runtime, add: Callabl
             found = await served.look_up(partial(route.find, champion.model, what), deadline)
         return Response(to_json(found), media_type=JSON)
 
-    answer = {"description": "Found", "content": {JSON: {"schema": route.answer.model_json_schema()}}}
+    answer = {"description": "Found", "content": {JSON: {"schema": json_schema(route.answer, "serialization")}}}
     responses = {200: answer, 404: _problem("No version is live, or nothing of that kind"), 504: _problem("Too late")}
     if is_posted:
         responses |= {408: _problem("Too slow"), 413: _problem("Too large")}
@@ -579,7 +579,7 @@ def _parameters(kind: type[Record], http: Request) -> Record:
 
 def _asks(route: Lookup, deadline: int) -> dict[str, Any]:
     """What a lookup takes, as OpenAPI says it."""
-    schema, header = route.asks.model_json_schema(), deadline_header(deadline)
+    schema, header = json_schema(route.asks), deadline_header(deadline)
     example = {} if route.example is None else route.example.model_dump(mode="json", exclude_unset=True)
     if route.method == "POST":
         content = {"schema": schema} | ({"example": example} if example else {})
@@ -688,7 +688,7 @@ def _check_shape(kind: type[Record], body: bytes) -> None:
 
 
 def _takes(kind: type[Event], example: Any, deadline: int, most: int = MOST_ROWS) -> dict[str, Any]:
-    schema = kind.model_json_schema()
+    schema = json_schema(kind)
     many = {"type": "array", "items": schema, "minItems": 1, "maxItems": most}
     content = {"schema": {"oneOf": [schema, many]}, "examples": {"one": {"value": example}}}
     return {"requestBody": {"required": True, "content": {JSON: content}}, "parameters": [deadline_header(deadline)]}

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from pydantic_core import from_json, to_json
 
 from common.errors import NotFound, PlatformError
-from common.schema import Record
+from common.schema import Event, Record, json_schema
 from common.serving.app import (
     JSON,
     MOST_BYTES,
@@ -476,37 +476,27 @@ def _ok(schema: Any, *, binary: bool = False) -> dict[str, Any]:
     return {"description": "Done", "content": content}
 
 
+def _inferred(system: AnySystem) -> Event:
+    """An event of its own: tensors may say less than the system's example, and one id is one event."""
+    one = system.examples[0]
+    return one.model_copy(update={"event_id": f"{one.event_id}-inferred"})
+
+
 def _takes(systems: Iterable[AnySystem]) -> dict[str, Any]:
     examples = {
         system.name: {
             "value": {
                 "inputs": [
-                    {"name": name, "datatype": datatype, "shape": [1], "data": [getattr(system.examples[0], name)]}
+                    {"name": name, "datatype": datatype, "shape": [1], "data": [getattr(_inferred(system), name)]}
                     for name, datatype in _datatypes(system.request).items()
                 ]
             }
         }
         for system in systems
     }
-    schema = _inlined(Inference.model_json_schema())
+    schema = json_schema(Inference)
     content = {
         JSON: {"schema": schema, "examples": examples},
         BINARY: {"schema": {"type": "string", "format": "binary", "description": "JSON, then the tensors"}},
     }
     return {"required": True, "content": content}
-
-
-def _inlined(schema: dict[str, Any]) -> Any:
-    """Without references, which would point outside of what it becomes a part of."""
-    parts = schema.pop("$defs")
-
-    def resolved(node: Any) -> Any:
-        if isinstance(node, list):
-            return [resolved(item) for item in node]
-        if not isinstance(node, dict):
-            return node
-        if "$ref" in node:
-            return resolved(parts[node["$ref"].rpartition("/")[2]])
-        return {key: resolved(value) for key, value in node.items() if key != "discriminator"}
-
-    return resolved(schema)

@@ -59,6 +59,7 @@ def build(config: Config) -> System[Review, Predicted, Order]:
             kept=lambda predicted: range(predicted.protected),
             joined=("store_id", "product_id", "day"),
             watched=serving.watched,
+            fan=lambda order: order.forecast,
         ),
         before=partial(Plain, config),
         hears=Actual,

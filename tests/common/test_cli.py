@@ -18,8 +18,14 @@ from common.lifecycle import faults
 from common.registry.keys import Keys
 from common.registry.registry import Registry
 from common.schema import Event
-from common.system import Answered
+from common.system import Answered, names
 from tests.common.test_loop import shop
+
+
+@pytest.fixture
+def _little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bank in which whole runs are cheap."""
+    monkeypatch.setenv("MLSYS_SYSTEMS", "tests.little")
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +93,18 @@ def test_a_bad_setting_names_the_variable(capsys: pytest.CaptureFixture[str], mo
     assert capsys.readouterr().err == "mlsys: MLSYS_SYSTEMS: no package 'no_such_package' can be imported\n"
 
 
+def test_what_a_cluster_is_used_for_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["list"]) == 0
+    assert "RAY" not in capsys.readouterr().err
+    monkeypatch.setenv("MLSYS_RAY_ADDRESS", "head:6379")
+    assert main(["list"]) == 0
+    assert (
+        capsys.readouterr().err == "MLSYS_RAY_ADDRESS is used where forecasts are made ahead, all else is done here\n"
+    )
+
+
 def test_a_state_folder_that_is_none_is_one_clear_line(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,9 +151,10 @@ def test_help_shows_examples_that_exist(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit) as stopped:
         main(["--help"])
     assert stopped.value.code == 0
-    assert "mlsys run fraud" in capsys.readouterr().out
+    assert f"mlsys run {names('systems')[0]}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_little")
 def test_the_whole_loop_promotes_and_can_be_taken_back(
     home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +199,7 @@ def test_the_whole_loop_promotes_and_can_be_taken_back(
     assert len(said("trials", "fraud")["trials"]) == 1  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("_little")
 def test_months_are_simulated_into_one_document_and_a_page_and_leave_nothing_else(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -231,4 +251,4 @@ def test_what_can_be_simulated_is_said_with_an_example_that_can_be_parsed(
     assert all(kind in shown for kind in faults.KINDS)
     example = shown.split("example: ")[1].split()
     assert example[:2] == ["mlsys", "simulate"]
-    assert parser(["fraud"]).parse_args(example[1:]).days == 90
+    assert parser(names("systems")).parse_args(example[1:]).days == 90

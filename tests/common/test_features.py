@@ -161,19 +161,19 @@ def online_agrees(view: FeatureView, events: pa.Table, stores: Stores = in_a_fil
 
 
 @given(views, histories)
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_offline_equals_the_reference(view: FeatureView, history: list[dict[str, Any]]) -> None:
     assert offline_agrees(view, log(history))
 
 
 @given(views, histories)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_online_equals_the_reference(stores: Stores, view: FeatureView, history: list[dict[str, Any]]) -> None:
     assert online_agrees(view, log(history), stores)
 
 
 @given(views, histories, st.integers(2, 9))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_requests_of_one_micro_batch_do_not_see_each_other(
     stores: Stores, view: FeatureView, history: list[dict[str, Any]], batch: int
 ) -> None:
@@ -187,7 +187,7 @@ def test_requests_of_one_micro_batch_do_not_see_each_other(
 
 
 @given(views, histories, st.lists(st.integers(0, 300), max_size=5))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_bulk_load_answers_like_the_reference_at_any_later_moment(
     stores: Stores, view: FeatureView, history: list[dict[str, Any]], later: list[int]
 ) -> None:

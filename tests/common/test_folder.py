@@ -411,7 +411,7 @@ def lines_of(text: bytes) -> int:
     return sum(line != "\n" for line in list(io.TextIOWrapper(io.BytesIO(text), "utf-8-sig"))[1:])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(visits=mutated(VALID), told=mutated(TOLD), most=st.sampled_from([0.0, 0.2, 1.0]))
 @example(visits=b"", told=TOLD, most=1.0)
 @example(visits=VALID.replace(b"v1,", b'"v1,'), told=TOLD, most=1.0)
@@ -477,7 +477,7 @@ FOREIGN: Sequence[pa.Array] = [
 ]  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     column=st.sampled_from(VISITS.column_names),
     foreign=st.one_of(st.none(), st.sampled_from(FOREIGN)),

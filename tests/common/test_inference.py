@@ -106,7 +106,7 @@ SHOP: AnySystem = replace(
     hides=lambda answer: False, redact=lambda visit: visit, unit=lambda visit: visit.user,
     load=lambda folder: Times(**json.loads((folder / "factor.json").read_text())), decide=decide, score=float,
     degraded=(lambda visit, luck: Said(value=-1.0, pages=0, by="rule", kind="b", sure=False),), reuse=0, many=None,
-    hears=None,
+    hears=None, routes=(), at_once=1_000,
     examples=(
         Visit(event_id="visit-1", event_timestamp=1, user="ann", plan="paid", pages=2, minutes=3.5, is_new=True),
         Bought(event_id="visit-1.bought", event_timestamp=1, visit_id="visit-1", bought=True),

@@ -804,7 +804,7 @@ def kill(store: SqliteStore) -> None:
 
 WANTED: dict[tuple[int, str, int], dict[str, Any]] = {}
 TestWorkers = Workers.TestCase
-TestWorkers.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestWorkers.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 def test_a_reading_is_of_one_moment_whatever_is_pushed_between_its_statements(log: EventLog, tmp_path: Path) -> None:

@@ -140,6 +140,22 @@ def quiet() -> Document:
     }  # fmt: skip
 
 
+def forecasts() -> Document:
+    """What two series were forecast before and after the drift; of the second one's last days nothing was told."""
+    shown = []
+    for unit, level in (("store-03/product-011", 40.0), ("store-02/product-007", 0.5)):
+        for asked, grown in ((23.3, 1.0), (37.3, 2.0)):
+            days = [float(day) for day in range(int(asked) - 28, int(asked) + 28)]
+            truth = [level * (1 + 0.3 * float(np.sin(day * 2 * np.pi / 7))) * (1 + (day >= 30)) for day in days]
+            said = [None] * 28 + [v / (1 + (day >= 30)) * grown for day, v in zip(days[28:], truth[28:], strict=True)]
+            fan = {"unit": unit, "why": "the largest", "asked": asked, "days": days, "median": said}
+            fan["observed"] = [*truth[:-3], *[None] * 3] if unit.startswith("store-02") else truth
+            for name, part in (("lower_95", 0.6), ("lower_80", 0.75), ("upper_80", 1.25), ("upper_95", 2.5)):
+                fan[name] = [None if v is None else part * v for v in said]
+            shown.append(fan)
+    return {"value": "units", "shown": shown}
+
+
 @cache
 def usual() -> str:
     return page(example())
@@ -317,6 +333,71 @@ def test_days_left_out_of_quality_are_missing_and_not_bridged() -> None:
     assert {"missing", "missing: realised"} <= said
 
 
+def band(picture: ElementTree.Element, name: str) -> tuple[float, float, float, float]:
+    """Its left and right end, and its highest and lowest point."""
+    group = picture.find(f".//{SVG}g[@id='{name}']")
+    assert group is not None
+    corners = [
+        found for path in group.iter(f"{SVG}path") for found in re.findall(r"[ML] (\S+) (\S+)", path.attrib["d"])
+    ]
+    x, y = ([float(corner[i]) for corner in corners] for i in (0, 1))
+    return min(x), max(x), min(y), max(y)
+
+
+@cache
+def forecast() -> str:
+    return page(quiet() | {"drift": "ways@30", "fans": forecasts()})
+
+
+def test_forecasts_are_drawn_with_both_intervals_and_what_was_observed_before_and_since() -> None:
+    picture, told = pictures(forecast())["fans"], Seen(forecast()).text["fans"]
+    for k in range(4):
+        observed, [median] = points(picture, f"fan-{k}-observed"), points(picture, f"fan-{k}-median")
+        assert len(median) == 28
+        assert sum(map(len, observed)) == (56 if k < 2 else 53)
+        outer, inner = (band(picture, f"fan-{k}-{level}") for level in ("95", "80"))
+        assert outer[:2] == inner[:2]
+        assert outer[2] < inner[2] < inner[3] < outer[3]
+    said = {element.text for element in picture.iter(f"{SVG}text")}
+    assert {"80% interval", "95% interval", "observed", "store-02/product-007", "drift"} <= said
+    assert "the largest, forecast on day 23" in said
+    assert "held 26% of the days forecast before the drift, 100% of those forecast after it" in told
+    assert "2 series" in told
+    assert "fans" not in Seen(usual()).text
+
+
+def test_days_that_were_not_observed_are_hatched_and_bands_begin_where_a_forecast_does() -> None:
+    story = quiet() | {"fans": forecasts()}
+    fan = story["fans"]["shown"][0]
+    fan["observed"][10:13] = [None] * 3
+    fan["observed"][40] = None
+    picture = pictures(page(story))["fans"]
+    assert [len(stroke) for stroke in points(picture, "fan-0-observed")] == [10, 27, 15]
+    assert len(points(picture, "fan-0-missing")) == 4
+    assert points(picture, "fan-1-missing") == []
+    first = points(picture, "fan-0-observed")[0][0][0]
+    last = points(picture, "fan-0-observed")[-1][-1][0]
+    assert band(picture, "fan-0-95")[0] == pytest.approx(first + (last - first) * 27.5 / 55, abs=0.1)
+
+
+def test_both_forecasts_of_a_series_have_one_scale() -> None:
+    early, late = (points(pictures(forecast())["fans"], f"fan-{k}-observed")[0] for k in (0, 1))
+    assert [y for _, y in early[14:]] == pytest.approx([y for _, y in late[:42]], abs=0.1), "the same days"
+
+
+def test_a_run_of_which_nothing_can_be_shown_says_so() -> None:
+    none = page(quiet() | {"fans": {"value": "units", "shown": []}})
+    assert "No forecast can be shown" in Seen(none).text["fans"]
+    assert "missing" in Seen(none).text["fans"]
+    story = quiet() | {"fans": forecasts()}
+    assert "The 80% interval held 6" in Seen(page(story)).text["fans"]
+    for fan in story["fans"]["shown"]:
+        fan["observed"] = [None] * 56
+    assert "No day that was forecast has been observed" in Seen(page(story)).text["fans"]
+    story["fans"]["shown"] *= 4
+    assert "4 forecasts more are not drawn" in Seen(page(story)).text["fans"]
+
+
 def test_a_bin_without_labels_is_no_dot(html: str) -> None:
     found = ids(pictures(html)["calibration"])
     assert "calibration-2-missing-4" in found
@@ -450,7 +531,7 @@ def test_text_can_be_read_and_heat_gets_stronger_on_both_grounds(ground: int) ->
 
 def test_a_long_name_is_cut_in_a_picture_and_whole_in_a_table() -> None:
     long = "x" * 300
-    story = texts(example(), lambda text: text + long)
+    story = texts(example() | {"fans": forecasts()}, lambda text: text + long)
     whole = page(story)
     for name, picture in pictures(whole).items():
         right_end = float(picture.attrib["viewBox"].split()[2])
@@ -489,6 +570,10 @@ def test_a_year_of_many_columns_stays_below_a_megabyte() -> None:
         ({"drift_by_feature": {"days": [1], "columns": {"a": []}}}, "columns.a: must have one value for each of days"),
         ({"weeks": [*example()["weeks"], example()["weeks"][0]]}, "must ascend"),
         ({"canaries": None}, "canaries: input should be a valid tuple, got None"),
+        (
+            {"fans": {"value": "", "shown": [forecasts()["shown"][0] | {"observed": []}]}},
+            "observed: must have one value for each of days, got 0",
+        ),
     ],
 )
 def test_a_document_of_another_shape_is_refused_with_field_rule_and_value(change: Document, told: str) -> None:
@@ -587,6 +672,11 @@ def stories(draw: st.DrawFn) -> Document:
         version=words,
         count=st.just([9] * bins),
     )
+    fan = table(measured, n, "observed", "median", "lower_80", "upper_80", "lower_95", "upper_95").flatmap(
+        lambda columns: st.fixed_dictionaries({"unit": words, "why": words, "asked": times}).map(
+            lambda rest: {"days": days, **columns, **rest}
+        )
+    )
     document: dict[str, st.SearchStrategy[Any]] = {
         "system": words, "summary": words, "preset": words, "seed": st.integers(0, 9), "unit": words,
         "days": st.floats(0.01, 1e4), "drift": st.none() | words, "detection_delay": st.none() | times,
@@ -609,6 +699,7 @@ def stories(draw: st.DrawFn) -> Document:
              "metrics": st.dictionaries(words, measured, max_size=3)})),
         "alarms": some(st.fixed_dictionaries(
             {"name": words, "began": times, "ended": st.none() | times, "look_at": words})),
+        "fans": st.none() | st.fixed_dictionaries({"value": words, "shown": some(fan, 2)}),
     }  # fmt: skip
     return draw(st.fixed_dictionaries(document))
 

@@ -1,15 +1,7 @@
 import os
-import secrets
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,16 +12,10 @@ from common import spread as room
 from common.errors import BadData, BadSetting, MissingExtra, Unavailable
 from common.settings import Settings
 from common.spread import WAITING, spread
+from tests.nodes import cluster, known
 
 Array = NDArray[np.float64]
-ROOT = Path(__file__).parents[2]
-FAST = {
-    "RAY_health_check_period_ms": "300",
-    "RAY_health_check_initial_delay_ms": "0",
-}  # a killed node is found out sooner
-PATIENCE = 120  # s, for what takes a second on an idle machine
-CHUNKS, WORKER_DIES, NODE_DIES = 14, 2, 6
-NODE = ["--num-cpus", "1", "--object-store-memory", "80000000", "--include-log-monitor", "false"]
+CHUNKS = 14
 NOBODY = "127.0.0.1:9"
 
 
@@ -50,42 +36,6 @@ def forecast(chunk: tuple[int, Array]) -> Array:
         best, error = np.where(squares < error, level, best), np.minimum(squares, error)
     weights, *_ = np.linalg.lstsq(y.T[:-1], y.T[1:], rcond=None)
     return np.stack([best, y.T[-1] @ weights])
-
-
-def forecast_among_the_dying(folder: Path, second: int, chunk: tuple[int, Array]) -> Array:
-    """The same, but one chunk waits for the end of its worker, and one on the second node for that node's."""
-    if chunk[0] == WORKER_DIES:
-        wait_for_the_end(folder / "worker", os.getpid())
-    if chunk[0] >= NODE_DIES:
-        if os.getsid(0) == second:
-            wait_for_the_end(folder / "node", os.getppid())
-        until((folder / "node").exists)  # so that the first node does not do it all
-    return forecast(chunk)
-
-
-def wait_for_the_end(marker: Path, victim: int) -> None:
-    """Says whom to kill; whoever comes again, because that was done, goes on."""
-    try:
-        with marker.open("x") as file:
-            file.write(f"{victim}\n")
-    except FileExistsError:
-        marker.with_suffix(".again").touch()
-        return
-    time.sleep(PATIENCE)
-    raise RuntimeError("nobody was killed")
-
-
-def until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not true():
-        assert time.monotonic() < end, "too late"
-        time.sleep(0.05)
-
-
-def drive(address: str, folder: str, second: int) -> None:
-    """What the test runs in a process of its own: Ray leaves traces in whoever speaks to it."""
-    work = partial(forecast_among_the_dying, Path(folder), second)
-    np.save(Path(folder) / "forecasts.npy", np.stack(list(spread(work, panel(), address=address))))
 
 
 def threads(_: int) -> int:
@@ -144,74 +94,6 @@ def test_without_its_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"^MLSYS_RAY_ADDRESS: needs ray; pip install -e '.\[ray\]'$"):
         next(spread(abs, [1], address=NOBODY))
-
-
-@contextmanager
-def cluster(token: str | None, nodes: int) -> Iterator[tuple[str, list[int]]]:
-    """A Ray of the test's own: its address, and the session of each node; all of them end with the block."""
-    pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    auth = {"RAY_AUTH_MODE": "disabled"} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-    env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    env |= {**auth, **FAST, "PYTHONPATH": str(ROOT)}
-    sessions: list[int] = []
-    with ExitStack() as over, tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        first = [
-            "--head", "--port", str(port), "--include-dashboard", "false", "--disable-usage-stats",
-            "--temp-dir", folder,  # a socket's path may have 107 bytes
-        ]  # fmt: skip
-        for which in [first, *[["--address", f"127.0.0.1:{port}"]] * (nodes - 1)]:
-            start = subprocess.Popen(
-                [sys.executable, "-m", "ray.scripts.scripts", "start", *NODE, *which], env=env,
-                start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-            over.callback(end_session, start)
-            assert start.wait(PATIENCE) == 0
-            sessions.append(start.pid)
-        yield f"127.0.0.1:{port}", sessions
-
-
-def end_session(leader: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):  # all of it is gone
-        os.killpg(leader.pid, signal.SIGKILL)
-    leader.wait()
-
-
-def known(monkeypatch: pytest.MonkeyPatch, token: str) -> None:
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
-
-
-def test_a_killed_worker_and_a_lost_node_of_a_cluster_change_no_forecast(monkeypatch: pytest.MonkeyPatch) -> None:
-    token = secrets.token_hex(32)
-    with cluster(token, 2) as (address, (_, second)), tempfile.TemporaryDirectory() as name:
-        known(monkeypatch, token)
-        folder = Path(name)
-        call = f"from tests.common.test_spread import drive; drive({address!r}, {name!r}, {second})"
-        driver = subprocess.Popen([sys.executable, "-c", call], cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        try:
-            for victim in (folder / "worker", folder / "node"):
-                until(lambda at=victim: driver.poll() is not None or at.exists() and at.read_text().endswith("\n"))
-                assert driver.poll() is None, driver.stderr and driver.stderr.read()
-                os.kill(int(victim.read_text()), signal.SIGKILL)
-            _, said = driver.communicate(timeout=PATIENCE)
-        finally:
-            driver.kill()
-        assert driver.returncode == 0, said
-        assert (folder / "worker.again").exists()
-        assert np.array_equal(
-            np.load(folder / "forecasts.npy"), np.stack(list(spread(forecast, panel(), address=None)))
-        )
-
-        monkeypatch.setenv("RAY_AUTH_TOKEN", "guessed")
-        with pytest.raises(BadSetting, match=f"^RAY_AUTH_TOKEN: must be the token of the cluster at {address}, or"):
-            next(spread(abs, [1], address=address))
-        monkeypatch.delenv("RAY_AUTH_TOKEN")
-        monkeypatch.setenv("HOME", name)  # where it might lie, too
-        with pytest.raises(BadSetting, match="^RAY_AUTH_TOKEN: must be"):
-            next(spread(abs, [1], address=address))
 
 
 def test_a_cluster_that_lets_everybody_in_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

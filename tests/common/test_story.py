@@ -1,7 +1,7 @@
 """A run as one document: what was found, when, and what it was worth; what is not known is None."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -9,13 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.clock import DAY
+from common.clock import DAY, HOUR
 from common.lifecycle import faults
+from common.lifecycle.fans import BEFORE, fans
+from common.lifecycle.journal import Journal
 from common.lifecycle.loop import Happened
 from common.lifecycle.simulation import Regret, Simulation
 from common.lifecycle.story import _alarmed, _alarms, _canaries, _closed, _events, _mean, _week, story
 from common.monitoring.alerts import Alert
 from common.report import page
+from common.schema import Logged
+from common.serving.service import NOTHING, Reply
+from common.system import Answer
+from tests.common.test_joined_outcomes import chain, check, rows_of, sold
 from tests.common.test_loop import lived, served
 
 START = 1_767_225_600_000_000
@@ -133,6 +139,89 @@ def test_an_alarm_ends_when_it_is_resolved_and_may_ring_again() -> None:
     assert [(a["name"], a["began"], a["ended"]) for a in rang] == [("DataFlaw (n)", 1, 2), ("DataFlaw (n)", 3, None)]
 
 
+class Ahead(Answer):
+    """A forecast of some days; of none: a rule answered."""
+
+    first_day: int = 0
+    median: tuple[float, ...] = ()
+    lower_80: tuple[float, ...] = ()
+    upper_80: tuple[float, ...] = ()
+    lower_95: tuple[float, ...] = ()
+    upper_95: tuple[float, ...] = ()
+
+
+AHEAD = 10  # days
+FIRST = START // DAY
+
+
+def forecast(day: int) -> Ahead:
+    edges = {name: tuple(float(day + k) for k in range(AHEAD)) for name in Ahead.model_fields if "_8" in name}
+    edges |= {name: edges[name.replace("95", "80")] for name in Ahead.model_fields if "_95" in name}
+    return Ahead(first_day=day, median=tuple(float(day + k) for k in range(AHEAD)), **edges)  # type: ignore[arg-type]
+
+
+def chained(drift_day: int | None, sells: Mapping[str, tuple[int, Any]], days: int = 60, silent: str = "") -> Any:
+    """Shops that are looked at every day from their first one on: (first day, what it sells by day, None: not told)."""
+    system = chain()
+    many: Any = system.many
+    many = replace(many, key="day", watched=None, fan=lambda said: said if said.median else None)
+    system = replace(system, answer=Ahead, hides=lambda said: False, many=many)
+    journal, position = Journal(system), 0
+    for day in range(-40, days):
+        for shop, (first, _) in sells.items():
+            if day < first:
+                continue
+            said = Ahead() if shop == silent else forecast(FIRST + day)
+            reply = Reply(said, "v", "champion", 1.0, None, NOTHING, (), rows=rows_of([], [], []).columns)
+            event, position = check(shop, FIRST + day).event, position + 1
+            journal.ask([event], [Logged(position=position, created_timestamp=event.event_timestamp)], [reply])
+        for shop, (first, units) in sells.items():
+            if day >= first and units(day) is not None:
+                told, position = sold(shop, FIRST + day, float(units(day))), position + 1
+                journal.tell([told.event], [Logged(position=position, created_timestamp=told.at - HOUR)])
+    return SimpleNamespace(start=START, days=days, drift_day=drift_day, journal=journal, system=system)
+
+
+SHOPS: dict[str, tuple[int, Any]] = {
+    "small": (-40, lambda day: 2), "middle": (-40, lambda day: 5), "never": (-40, lambda day: 0),
+    "rare": (-40, lambda day: day % 3 == 0), "large": (-40, lambda day: None if day == 25 else day + 40),
+    "new": (13, lambda day: 1),
+}  # fmt: skip
+
+
+def test_units_that_differ_are_shown_a_week_before_the_drift_and_a_week_after_it() -> None:
+    said: Any = fans(chained(30, SHOPS))
+    assert [(fan["unit"], fan["why"], int(fan["asked"])) for fan in said["shown"]] == [
+        (unit, why, day)
+        for unit, why in (
+            ("large", "the largest"), ("small", "the median"), ("rare", "mostly zero"), ("new", "the newest"),
+        )
+        for day in (23, 37)
+    ]  # fmt: skip
+    assert said["value"] == "units"
+    large = said["shown"][0]
+    assert large["days"] == list(range(23 - BEFORE, 23 + AHEAD))
+    assert large["observed"] == [None if day == 25 else day + 40 for day in large["days"]], (
+        "what was not told is missing"
+    )
+    assert large["median"] == [None] * BEFORE + [FIRST + 23 + k for k in range(AHEAD)]
+    new = said["shown"][-2]
+    assert new["observed"] == [None] * 18 + [1] * 20
+
+
+def test_without_a_drift_the_forecast_is_the_last_one_whose_days_were_lived() -> None:
+    said: Any = fans(chained(None, SHOPS))
+    assert {fan["asked"] // 1 for fan in said["shown"]} == {60 - AHEAD}
+    assert said["shown"][0]["days"][-1] == 59
+
+
+def test_a_unit_without_a_forecast_on_one_of_the_days_is_not_shown() -> None:
+    said: Any = fans(chained(12, SHOPS, silent="large"))
+    assert {fan["unit"] for fan in said["shown"]} == {"middle", "small", "rare"}
+    assert fans(chained(12, {"large": SHOPS["large"]}, silent="large")) == {"value": "units", "shown": []}
+    assert fans(chained(None, {"large": SHOPS["large"]}, silent="large")) == {"value": "units", "shown": []}
+
+
 # A real one
 
 
@@ -154,6 +243,7 @@ def test_a_run_is_a_document_that_is_valid_for_the_page_with_and_without_a_compa
         assert said["detection_delay"] > 3
         assert said["false_alarms"] == 0
         assert said["closed"] is None
+        assert "fans" not in said, "it forecasts no days ahead"
     assert all(week["regret"] >= 0 for week in said["weeks"])
 
 

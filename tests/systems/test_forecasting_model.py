@@ -3,7 +3,7 @@
 import json
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -351,25 +351,20 @@ def test_actuals_change_what_is_known_of_a_live_version(lived: Lived) -> None:
 
 
 def test_who_asks_sees_all_of_what_was_heard_or_nothing(lived: Lived) -> None:
-    """One thread tells of day after day, which takes new arrays now and then; another one asks meanwhile."""
+    """Another thread tells; neither begins before the other one is done."""
     model = replace(lived.model, panel=lived.model.panel.copy())
     (store, product), day = next(iter(model.panel.place)), model.panel.last + 1
-    asked = latest(lived)[0].model_copy(update={"store_id": store, "product_id": product})
-
-    def tell() -> None:
-        for i in range(3 * panel.SLACK):
-            new = actuals((day + i, 5.0, False), store=store).drop_columns(["product_id"])
-            model.hear(new.append_column("product_id", pa.array([product])))
-
-    with ThreadPoolExecutor(1) as pool:
-        told, seen = pool.submit(tell), 0
-        while not told.done() or not seen:
-            now = asked.model_copy(update={"day": model.panel.last + 1})
-            rows = model.rows([now]).columns
-            assert 0 <= numbers(rows["level"])[0] < 1_000
-            assert len(rows) == HORIZON
-            seen += 1
-        told.result()
+    asked = latest(lived)[0].model_copy(update={"store_id": store, "product_id": product, "day": day + 1})
+    new = actuals((day, 5.0, False), store=store).drop_columns(["product_id"])
+    new = new.append_column("product_id", pa.array([product]))
+    with ThreadPoolExecutor(2) as pool:
+        with model.lock:
+            both = [pool.submit(model.hear, new), pool.submit(model.rows, [asked])]
+            assert wait(both, timeout=0.3).done == set()
+            assert model.panel.last == day - 1
+        for one in both:
+            one.result()
+    assert model.panel.last == day
 
 
 def test_it_is_served_over_http(lived: Lived, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +16,8 @@ from common.progress import Progress
 from common.report import page
 from systems.fraud.config import SMALL, Config
 from systems.fraud.system import build
+from tests.little.fraud.system import TINY
 
-# Much fraud among few cards, and few trees: enough for what does not hang on how good the model is
-TINY = replace(
-    SMALL, cards=250, history_days=66, validation_days=10, test_days=10, stolen=2e-3, takeover=4e-3, trees=60
-)
 DRIFT_DAY, DAYS = 16, 40
 
 

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.checks import Bench, bench
+from common.checks import Bench
 from common.cli import main, making
 from common.cli.desk import Desk
 from common.clock import HOUR, SECOND, SimulatedClock
@@ -28,7 +28,7 @@ from common.errors import NotFound
 from common.lifecycle import training
 from common.schema import arrow_schema
 from common.settings import Settings
-from common.system import Answered, find
+from common.system import Answered
 from systems.fraud.data import Outcome, Payment
 
 START = 1_704_067_200 * SECOND  # 2024-01-01
@@ -296,9 +296,8 @@ def test_whatever_a_folder_holds_the_command_ends_in_one_line(
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[Bench]:
-    with bench(find("systems", "fraud")) as b:
-        yield b
+def world(benches: Callable[[str, str], Bench]) -> Bench:
+    return benches("tests.little", "fraud")
 
 
 def tables(b: Bench) -> dict[str, pa.Table]:
@@ -321,7 +320,7 @@ def tables(b: Bench) -> dict[str, pa.Table]:
 def trained(b: Bench, root: Path, data: Path) -> tuple[dict[str, Any], Desk]:
     options = {"system": "fraud", "preset": "small", "data": data, "tune": 0, "json": True}
     arguments = argparse.Namespace(**options, seed=0)
-    desk = Desk(Settings(home=root / "home", keys=root / "keys"), arguments)
+    desk = Desk(Settings(home=root / "home", keys=root / "keys", systems="tests.little"), arguments)
     desk.clock = SimulatedClock(b.snapshot.at)  # type: ignore[assignment]
     return dict(making.train(desk, arguments)), desk
 
@@ -350,13 +349,13 @@ def test_a_worlds_log_written_to_csv_or_parquet_trains_the_same_version(world: B
 def test_of_more_payments_than_fit_the_newest_are_learned_from_with_all_that_came_before(
     world: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "MOST", 5_000)
+    monkeypatch.setattr(training, "MOST", 1_000)
     whole = training.spans(world.system, world.snapshot).final
     cut = training._newest(world.system, world.snapshot, whole)
     few = training.examples(world.system, world.snapshot, wanted=cut)
     for span, wider in zip(cut, whole, strict=True):
         part, full = few.between(*span), world.examples.between(*wider)
-        assert len(part) == 5_000 < len(full)
-        np.testing.assert_array_equal(part.as_of, full.as_of[-5_000:])
-        np.testing.assert_array_equal(part.labels, full.labels[-5_000:])
-        np.testing.assert_allclose(part.x, full.x[-5_000:], rtol=1e-9, atol=1e-9)
+        assert len(part) == 1_000 < len(full)
+        np.testing.assert_array_equal(part.as_of, full.as_of[-1_000:])
+        np.testing.assert_array_equal(part.labels, full.labels[-1_000:])
+        np.testing.assert_allclose(part.x, full.x[-1_000:], rtol=1e-9, atol=1e-9)

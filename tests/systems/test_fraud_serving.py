@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import count
@@ -16,11 +16,10 @@ from typing import Any
 
 import pytest
 
-from common.checks import Bench, bench
+from common.checks import Bench
 from common.cli import main
 from common.clock import WallClock
 from common.registry.registry import Registry
-from common.system import find
 from tests.servers import private_redis
 from tests.serving import Serving, serving
 
@@ -28,11 +27,11 @@ PATIENCE = 60  # s
 
 
 @pytest.fixture(scope="module")
-def lived() -> Iterator[Bench]:
+def lived(benches: Callable[[str, str], Bench]) -> Bench:
     """The small world, and a model that was learned from it."""
-    with bench(find("systems", "fraud")) as made:
-        assert made.trained
-        yield made
+    made = benches("systems", "fraud")
+    assert made.trained
+    return made
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """What the service hears and says: what was sold, what a shelf holds and is planned for it, and what to order."""
 
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,8 @@ PRINTABLE: Final = r"^[^\x00-\x1f\x7f-\x9f]+$"  # no control characters
 MOST: Final = 1e12  # units, or EUR
 LEVELS: Final = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)  # of the quantiles that are forecast
 EDGES: Final = {"80": (1, 5), "95": (0, 6)}  # of the intervals, as places in LEVELS
+
+Price: TypeAlias = Annotated[float, Field(gt=0, le=MOST)]  # EUR
 
 
 class Actual(Event):
@@ -48,7 +50,7 @@ class Review(Event):
     product_id: str = Field(min_length=1, max_length=60, pattern=PRINTABLE)
     category: str = Field(default="all", min_length=1, max_length=60, pattern=PRINTABLE)
     day: Whole = Field(ge=0, lt=LAST_DAY)  # days since 1970-01-01
-    prices: tuple[float, ...] = Field(default=(), max_length=HORIZON)  # EUR, of this day and those after it
+    prices: tuple[Price, ...] = Field(default=(), max_length=HORIZON)  # EUR, of this day and those after it
     promoted: tuple[bool, ...] = Field(default=(), max_length=HORIZON)
     on_hand: float = Field(default=0.0, ge=0, le=MOST)  # units on the shelf
     on_order: float = Field(default=0.0, ge=0, le=MOST)  # units that were ordered before and have not come yet
@@ -57,12 +59,6 @@ class Review(Event):
     short_cost: float = Field(default=0.6, gt=0, le=MOST)  # EUR per unit that was wanted and not there
     over_cost: float = Field(default=0.1, gt=0, le=MOST)  # EUR per unit left over: waste, space, capital
     order_cost: float = Field(default=0.0, ge=0, le=MOST)  # EUR per order, whatever its size
-
-    @model_validator(mode="after")
-    def _prices_are_prices(self) -> Self:
-        if not all(0 < price <= MOST for price in self.prices):
-            raise ValueError(f"prices: must be above 0 and at most {MOST:g} EUR")
-        return self
 
 
 class Forecast(Record):

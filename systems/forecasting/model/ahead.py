@@ -51,7 +51,7 @@ def forecast(model: Quantiles, part: Part) -> Array:
     return q.reshape(len(part.plan), HORIZON, len(LEVELS))
 
 
-def everything(model: Quantiles, history: Panel, plan: Plan) -> Array:
+def everything(model: Quantiles, history: Panel, plan: Plan, size: int = PART) -> Array:
     """Of all series of a plan, (series, HORIZON, len(LEVELS)); by a Ray cluster where one is configured."""
-    done = spread(partial(forecast, model), parts(history, plan), address=Settings().ray_address)
+    done = spread(partial(forecast, model), parts(history, plan, size), address=Settings().ray_address)
     return np.concatenate(list(done))

@@ -61,6 +61,7 @@ class Panel:
     promoted: Array = field(default_factory=lambda: np.zeros((0, 0)))
     sold_out: Array = field(default_factory=lambda: np.zeros((0, 0)))
     position: Ints = field(default_factory=lambda: np.zeros((0, 0), np.int64))  # of the log, where it was heard
+    usual: dict[tuple[int, int], tuple[float, Array]] = field(default_factory=dict)  # by day and group; see `of_groups`
 
     @classmethod
     def of(cls, config: Config, actuals: pa.Table, season: int = 7) -> Self:
@@ -81,28 +82,27 @@ class Panel:
         row = self._rows(actuals)
         self._reach(int(day.min()), newest)
         cell = row * self.units.shape[1] + day - self.first
-        _, at = np.unique(cell, return_index=True)  # the first of each
+        at = _first(_codes(cell))
         at = at[np.isnan(self.units.ravel()[cell[at]])]
         for name in ("units", "price", "promoted", "sold_out"):
             getattr(self, name).ravel()[cell[at]] = numbers(actuals[name])[at]
         self.position.ravel()[cell[at]] = ints(actuals["position"])[at]
+        self.usual = {}  # another one: who is at work on the old one knows less
 
     def _rows(self, actuals: pa.Table) -> Ints:
         """The rows of their series, new ones among them, (n,)."""
-        names = [actuals[name].combine_chunks().dictionary_encode() for name in ("store_id", "product_id", "category")]
-        codes = np.stack([np.asarray(column.indices.to_numpy(), np.int64) for column in names], axis=1)
-        pairs, first, of = np.unique(codes[:, :2], axis=0, return_index=True, return_inverse=True)
-        stores, products, categories = (column.dictionary.to_pylist() for column in names)
-        rows = np.empty(len(pairs), np.int64)
-        groups = list(self.group)
-        for i in np.argsort(first, kind="stable").tolist():  # in the order in which they are heard of
-            key = stores[pairs[i, 0]], products[pairs[i, 1]]
+        stores, products = (actuals[name].combine_chunks().dictionary_encode() for name in ("store_id", "product_id"))
+        place = np.asarray(stores.indices.to_numpy(), np.int64) * len(products.dictionary)
+        of = _codes(place + products.indices.to_numpy())
+        first = pa.array(_first(of))
+        keys = zip(*(actuals[name].take(first).to_pylist() for name in ("store_id", "product_id")), strict=True)
+        groups, rows = list(self.group), np.empty(len(first), np.int64)
+        for i, (key, category) in enumerate(zip(keys, actuals["category"].take(first).to_pylist(), strict=True)):
             if key not in self.place:
-                category = categories[codes[first[i], 2]]
                 groups.append(self.groups.setdefault(category, len(self.groups)))
             rows[i] = self.place.setdefault(key, len(self.place))
         self.group = np.array(groups, np.int64)
-        return rows[of.ravel()]
+        return rows[of]
 
     def _reach(self, first: int, last: int) -> None:
         """Room for all series and for days from `first` to `last`, those that are remembered."""
@@ -170,17 +170,14 @@ class Panel:
         sold_out = self.window("sold_out", rows, day, length, heads) > 0
         return unconstrained(units, sold_out, self.season)
 
-    def table(self, of: Flags | None = None, since: int = 0) -> pa.Table:
-        """As events, each told of when its day was over; of some series, (n,), and of days from `since` on."""
-        n = len(self.place)
-        start = max(since - self.first, 0)
-        known = ~np.isnan(self.units[:n, start:])
-        row, column = np.nonzero(known if of is None else known & of[:, None])
-        column = column + start
-        stores, products = zip(*self.place, strict=True) if n else ((), ())
-        names = list(self.groups)
-        categories = [names[g] for g in self.group.tolist()]
-        taken = pa.array(row)
+    def table(self, of: Ints | None = None, since: int = 0) -> pa.Table:
+        """As events, each told of when its day was over; of some series, by their rows, and of days from `since` on."""
+        keys, names, start = list(self.place), list(self.groups), max(since - self.first, 0)
+        of = np.arange(len(keys)) if of is None else of
+        at, column = np.nonzero(~np.isnan(self.units[of, start:]))
+        row, column, taken = of[at], column + start, pa.array(at)
+        stores, products = ([keys[i][place] for i in of.tolist()] for place in (0, 1))
+        categories = [names[g] for g in self.group[of].tolist()]
         day = column + self.first
         return pa.table(
             {
@@ -357,19 +354,25 @@ class Usual:
 
 def of_groups(panel: Panel, plan: Plan, heads: Ints | None = None) -> Usual:
     """Of a day's reviews together, by what had been heard before the first of them."""
-    season, n, day = panel.season, len(panel.place), plan.day
+    season, day = panel.season, plan.day
     group = np.array([panel.groups.get(name, -1) for name in plan.category], np.int64)
     level, profile = np.ones(len(day)), np.ones((len(day), season))
     for today in np.unique(day).tolist():
         mine = np.flatnonzero(day == today)
-        head = None if heads is None else np.full(n, heads[mine].min())
-        y = panel.demand(np.arange(n), np.full(n, today), 12 * season, head)
-        phases, means = _phases(y, season), _mean(y[:, -MONTH:])
-        for of in np.unique(group[mine]).tolist():
-            inside = (panel.group == of) & ~np.isnan(means)
+        known = panel.usual if heads is None else {}
+        wanted = [of for of in np.unique(group[mine]).tolist() if (today, of) not in known]
+        series = np.flatnonzero(np.isin(panel.group, wanted))
+        head = None if heads is None else np.full(len(series), heads[mine].min())
+        y = panel.demand(series, np.full(len(series), today), 12 * season, head)
+        phases, means, groups = _phases(y, season), _mean(y[:, -MONTH:]), panel.group[series]
+        for of in wanted:
+            inside = (groups == of) & ~np.isnan(means)
+            known[today, of] = (1.0, np.ones(season))
             if inside.any():
-                level[mine[group[mine] == of]] = np.median(means[inside])
-                profile[mine[group[mine] == of]] = phases[inside].mean(axis=0)
+                known[today, of] = (float(np.median(means[inside])), phases[inside].mean(axis=0))
+        for of in np.unique(group[mine]).tolist():
+            rows = mine[group[mine] == of]
+            level[rows], profile[rows] = known[today, of]
     return Usual(level, profile)
 
 
@@ -412,6 +415,16 @@ def _scale(y: Array, level: Array, season: int) -> Array:
     have made them, the standard deviation that counts have by chance."""
     short = (~np.isnan(y)).sum(1) < MONTH
     return np.where(short, np.sqrt(level + 1), local.scale(y, season))
+
+
+def _codes(values: Ints) -> Ints:
+    """Each value's number, in the order in which they come, (n,); by hashing, for sorting millions takes seconds."""
+    return np.asarray(pa.array(values).dictionary_encode().indices.to_numpy(), np.int64)
+
+
+def _first(codes: Ints) -> Ints:
+    """Where each of such numbers comes first."""
+    return np.flatnonzero(np.diff(np.maximum.accumulate(codes), prepend=-1))
 
 
 def _mean(y: Array) -> Array:
@@ -474,10 +487,13 @@ def features(panel: Panel, plan: Plan, of: Rows, known: Mapping[str, Array] = Ma
 
 def view_of(panel: Panel, plan: Plan, view: FeatureView) -> Array:
     """A view's values as of each review's day, (n, n_aggregations)."""
-    series = list(panel.place)
-    asked = {"store_id": set(plan.store_id), "product_id": set(plan.product_id)}
-    places = {"store_id": 0, "product_id": 1}
-    near = np.array([all(key[places[name]] in asked[name] for name in view.entity) for key in series], bool)
+    if len(view.entity) > 1:
+        found = {panel.find(*key) for key in zip(plan.store_id, plan.product_id, strict=True)} - {-1}
+    else:
+        asked = set(getattr(plan, view.entity[0]))
+        place = ("store_id", "product_id").index(view.entity[0])
+        found = {row for row, key in enumerate(list(panel.place)) if key[place] in asked}
+    near = np.array(sorted(found), np.int64)
     keys = pa.table(
         {
             "store_id": plan.store_id, "product_id": plan.product_id, "position": np.full(len(plan), NEVER),
