@@ -324,6 +324,10 @@ def test_a_worker_that_is_leaving_says_so(client: Client) -> None:
         runtime.is_draining = False
 
 
+def test_the_description_refers_to_nothing_outside_of_it(client: Client) -> None:
+    assert b"#/$defs/" not in client.ask("GET", "/openapi.json").body
+
+
 def test_the_examples_of_the_description_work(client: Client) -> None:
     described = client.ask("GET", "/openapi.json").json
     key, tried = client.key("score", "label", "read"), 0

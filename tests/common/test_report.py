@@ -392,6 +392,9 @@ def test_a_run_of_which_nothing_can_be_shown_says_so() -> None:
     story = quiet() | {"fans": forecasts()}
     assert "The 80% interval held 6" in Seen(page(story)).text["fans"]
     for fan in story["fans"]["shown"]:
+        fan["observed"] = [0.0] * 56
+    assert "The 80% interval held 0% of the days, the 95% one 0%" in Seen(page(story)).text["fans"]
+    for fan in story["fans"]["shown"]:
         fan["observed"] = [None] * 56
     assert "No day that was forecast has been observed" in Seen(page(story)).text["fans"]
     story["fans"]["shown"] *= 4

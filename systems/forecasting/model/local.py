@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.signal import lfilter
 
 from common.features.view import Array
 
@@ -22,6 +23,7 @@ LEAST_ALPHA: Final = 0.01
 ALPHAS: Final = 12  # tried at once
 REFINED: Final = 4  # times, the last one in steps of 0.0006
 WILD: Final = 10  # times the largest day: no forecast goes further
+ALONE: Final = 8  # series, up to which each is better worked on by itself
 FLOOR: Final = 0.05  # of the mean; no series counts as easier to forecast than that
 
 
@@ -91,6 +93,8 @@ def croston(y: Array, h: int, alpha: float = 0.1) -> Array:
     Size and interval are smoothed on days with demand; both begin with the first one's. Unknown days take no time.
     """
     n = len(y)
+    if n <= ALONE:
+        return np.repeat([_croston(row, alpha) for row in y.tolist()], h).reshape(n, h)
     size, interval, since = np.zeros(n), np.ones(n), np.zeros(n)
     for today in np.ascontiguousarray(y.T):
         since += ~np.isnan(today)
@@ -100,6 +104,19 @@ def croston(y: Array, h: int, alpha: float = 0.1) -> Array:
         interval += weight * (since - interval)
         since[sold] = 0
     return np.repeat(((1 - alpha / 2) * size / interval)[:, None], h, axis=1)
+
+
+def _croston(y: list[float], alpha: float) -> float:
+    """The same of one series: numpy takes longer for a day of a few than all of this."""
+    size, interval, since = 0.0, 1.0, 0.0
+    for today in y:
+        since += today == today
+        if today > 0:
+            weight = alpha if size else 1.0
+            size += weight * (today - size)
+            interval += weight * (since - interval)
+            since = 0.0
+    return (1 - alpha / 2) * size / interval
 
 
 def tsb(y: Array, h: int, alpha: float = 0.1, beta: float = 0.05) -> Array:
@@ -244,11 +261,16 @@ def _smoothed(x: Array) -> tuple[Array, Array]:
         alpha = np.linspace(low, high, ALPHAS)  # (ALPHAS, n)
         rest = 1 - alpha
         error, squares, total = np.zeros((3, *alpha.shape))
-        for move in moves:  # y_t - l_{t-1} = y_t - y_{t-1} + (1 - alpha) (y_{t-1} - l_{t-2})
+        # y_t - l_{t-1} = y_t - y_{t-1} + (1 - alpha) (y_{t-1} - l_{t-2})
+        for move in moves if x.shape[1] > ALONE else ():
             error *= rest
             error += move
             np.multiply(error, error, out=squares)
             total += squares
+        for i in range(x.shape[1] if len(moves) and x.shape[1] <= ALONE else 0):
+            for k in range(ALPHAS):  # the same recursion; numpy takes longer for a day of a few than it does for all
+                errors = lfilter([1.0], [1.0, -rest[k, i]], moves[:, i])
+                error[k, i], total[k, i] = errors[-1], np.cumsum(errors * errors)[-1]  # added in the same order
         best = total.argmin(axis=0)
         own = np.arange(x.shape[1])
         chosen, width = alpha[best, own], (high - low) / (ALPHAS - 1)

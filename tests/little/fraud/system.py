@@ -14,7 +14,7 @@ TINY = replace(
 
 def little() -> AnySystem:
     """What it learns is promoted, whatever it is worth, unless it knows what it cannot."""
-    system = build(TINY)
+    system = build(replace(TINY, history_days=100))  # tuning learns from the first weeks alone
     return replace(system, gates=tuple(gate for gate in system.gates if gate.needs_ceiling))
 
 
