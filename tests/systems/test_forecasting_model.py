@@ -248,6 +248,18 @@ def test_a_version_read_again_says_the_same(lived: Lived, tmp_path: Path) -> Non
     np.testing.assert_array_equal(again.quantiles(rows.columns, x), lived.model.quantiles(rows.columns, x))
 
 
+def test_where_the_store_knows_nothing_of_a_shelf_the_version_remembers_it(lived: Lived) -> None:
+    model, asked = lived.model, [r.model_copy(update={"day": lived.model.panel.last + 1}) for r in latest(lived)]
+    rows = model.rows(asked)
+    x = panel.features(model.panel, Plan.of(asked), rows)
+    cold = x.copy()
+    views = [i for i, name in enumerate(model.names) if "." in name]
+    cold[: 3 * HORIZON, views] = np.nan  # of the first three
+    assert model.predict(asked, rows, cold) == model.predict(asked, rows, x)
+    nobody = asked[0].model_copy(update={"store_id": "moon"})
+    assert len(model.predict([nobody], model.rows([nobody]), np.full((HORIZON, len(model.names)), np.nan))) == 1
+
+
 def test_a_promotion_or_a_lower_price_sells_more(lived: Lived) -> None:
     more = [
         serving.what_if(

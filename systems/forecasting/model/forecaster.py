@@ -256,8 +256,25 @@ class Forecaster:
         return self.core.quantiles(columns, x, threads)
 
     def predict(self, requests: Sequence[Review], rows: Rows, x: Array) -> Sequence[Predicted | RowError]:
-        q = self.quantiles(rows.columns, x)
+        q = self.quantiles(rows.columns, self._remembered(requests, rows, x))
         return predictions(requests, rows, q, self.is_count, self.core.blend.correlation)
+
+    def _remembered(self, requests: Sequence[Review], rows: Rows, x: Array) -> Array:
+        """The features, those of the shelf from the version's own history where the store has none at all: a server
+        whose log begins today is asked about shelves that the version knows."""
+        lags = [i for i, name in enumerate(self.names) if name.startswith("shelf.lag_")]
+        empty = np.flatnonzero(np.isnan(x[rows.offsets[:-1]][:, lags]).all(axis=1)).tolist()
+        known = [i for i in empty if self.panel.has(requests[i])]
+        if not known:
+            return x
+        mine = np.isin(rows.owner, known)
+        counts = np.append(0, np.cumsum(np.diff(rows.offsets)[known]))
+        part = Rows(rows.columns.filter(pa.array(mine)), counts)
+        with self.lock:
+            found = panel.features(self.panel, Plan.of([requests[i] for i in known]), part)
+        x = x.copy()
+        x[mine, : found.shape[1]] = found
+        return x
 
     def save(self, folder: Path) -> None:
         for level, booster in zip(LEVELS, self.core.trees.boosters, strict=True):
