@@ -22,12 +22,9 @@ from systems.forecasting.model.conformal import Shifts
 
 NAN = np.nan
 EVERY_FORECAST = {
-    "naive": local.naive,
     "seasonal_naive": lambda y, h: local.seasonal_naive(y, h, 7),
     "theta": lambda y, h: local.theta(y, h, 7),
     "croston": local.croston,
-    "tsb": local.tsb,
-    "profile": lambda y, h: local.profile(y, np.zeros(len(y), np.int64), h, 7),
 }
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -62,9 +59,8 @@ def test_a_gap_becomes_the_day_one_season_before_else_after_else_the_mean() -> N
     assert np.isnan(local.filled(np.full((1, 5), NAN), 2)).all()
 
 
-def test_naive_forecasts_are_the_last_known_day_and_season() -> None:
+def test_the_seasonal_naive_forecast_is_the_last_known_day_of_the_phase() -> None:
     y = np.array([[1.0, 2.0, 3.0, 4.0, NAN, 6.0, NAN], [NAN, NAN, NAN, NAN, NAN, 9.0, NAN], [NAN] * 7])
-    assert local.naive(y, 2).tolist() == [[6, 6], [9, 9], [0, 0]]
     # day 7 has the phase of days 1 and 4, day 8 that of 2 and 5, day 9 that of 0, 3 and 6
     assert local.seasonal_naive(y, 4, 3).tolist() == [[2, 6, 4, 2], [9, 9, 9, 9], [0, 0, 0, 0]]
 
@@ -82,7 +78,7 @@ def test_theta_is_that_of_statsmodels(season: int, lowest: float) -> None:
 def test_a_series_is_forecast_as_if_the_days_before_it_were_not_there() -> None:
     y = sales(6, 200, seed=4)
     later = np.concatenate((np.full((6, 60), NAN), y), axis=1)
-    for forecast in (EVERY_FORECAST["theta"], EVERY_FORECAST["croston"], EVERY_FORECAST["tsb"]):
+    for forecast in (EVERY_FORECAST["theta"], EVERY_FORECAST["croston"]):
         np.testing.assert_allclose(forecast(later, 14), forecast(y, 14), rtol=1e-9)
 
 
@@ -130,33 +126,10 @@ def test_intermittent_demand_is_forecast_without_bias() -> None:
     source = np.random.default_rng(0)
     y = source.binomial(1, 0.2, (400, 400)) * source.integers(1, 9, (400, 400)).astype(float)  # 0.9 a day
     assert local.croston(y, 1).mean() == pytest.approx(0.9, rel=0.03)
-    assert local.tsb(y, 1).mean() == pytest.approx(0.9, rel=0.03)
-    y[:, 200:] = 0  # nobody buys it any more
-    assert local.croston(y, 1).mean() > 0.8
-    assert local.tsb(y, 1).mean() < 0.001
 
 
-def test_demand_is_intermittent_when_it_comes_on_fewer_than_three_days_of_four() -> None:
-    y = np.array([[1.0] * 75 + [0.0] * 25, [1.0] * 77 + [0.0] * 23, [0.0] * 100, [NAN] * 60 + [1.0] * 40, [NAN] * 100])
-    assert local.is_intermittent(y).tolist() == [True, False, True, False, False]
-
-
-def test_a_new_series_takes_its_groups_season_and_its_own_level() -> None:
-    season = np.array([0.5, 0.5, 1.0, 1.0, 1.0, 1.5, 1.5])
-    days = np.tile(season, 10)
-    y = np.full((5, 70), NAN)
-    y[0], y[1] = 10 * days, 40 * days
-    y[2, -2:] = 8 * days[-2:]  # known on its two best days only
-    groups = np.array([3, 3, 3, 3, 9])
-    out = local.profile(y, groups, 9, 7)
-    np.testing.assert_allclose(out[2], 8 * np.resize(season, 9), rtol=0.1)  # its own two days are in the season too
-    np.testing.assert_allclose(out[3], out[0], rtol=0.1)  # the median of three
-    np.testing.assert_allclose(out[4], 10, rtol=0.1)  # of a group of which nothing is known
-
-
-def test_level_and_scale_are_of_what_is_known() -> None:
+def test_a_scale_is_of_what_is_known() -> None:
     y = np.array([[9.0, NAN, 2.0, 4.0], [9.0, 7.0, NAN, NAN], [NAN] * 4, [0.0] * 4, [5.0] * 4])
-    assert local.level(y, 2).tolist() == [3, 8, 0, 0, 5]
     assert local.scale(y, 1).tolist() == pytest.approx([2, 2, 1, 1, 0.25])
     assert local.scale(y, 4).tolist() == pytest.approx([0.25, 0.4, 1, 1, 0.25])  # no two days are so far apart
 
@@ -450,14 +423,6 @@ def test_the_true_quantiles_lose_least(seed: int) -> None:
     for other in (best * 1.1, best * 0.9, best + 0.3, best - 0.3):
         lost = distribution.pinball(z, other, LEVELS).mean(axis=0)
         assert (lost >= distribution.pinball(z, best, LEVELS).mean(axis=0) - 1e-9).all()
-
-
-def test_an_interval_pays_for_its_width_and_for_its_misses() -> None:
-    z = np.array([5.0, 1.0, 12.0])
-    scores = distribution.interval_score(z, np.full(3, 2.0), np.full(3, 10.0), 0.8)
-    assert scores.tolist() == pytest.approx([8, 8 + 10, 8 + 20])
-    q = np.array([2.0, 10.0])
-    np.testing.assert_allclose(scores, distribution.pinball(z, q, (0.1, 0.9)).sum(axis=1) * 10)
 
 
 # Orders

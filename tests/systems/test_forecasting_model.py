@@ -113,6 +113,25 @@ def test_sold_out_days_are_guessed_to_be_as_high_or_higher() -> None:
     assert abs(guess.mean() - 8) < 0.3 < abs(np.nanmean(left_out) - 8)
 
 
+def test_a_new_series_takes_its_groups_level_and_season() -> None:
+    """Of a product that nobody has sold yet: the median level of its category, and its week."""
+    week = np.array([0.5, 0.5, 1.0, 1.0, 1.0, 1.5, 1.5])
+    days = [
+        (100 + day, float(scale * week[day % 7]), f"s{i}")
+        for day in range(84) for i, scale in enumerate((100, 200, 900))
+    ]  # fmt: skip
+    known = Panel.of(
+        CONFIG, pa.concat_tables([actuals((day, units, False), store=store) for day, units, store in days])
+    )
+    plan = Plan.of([review(store_id="new", product_id="p", category="c", day=184)])
+    columns = panel.rows(known, plan).columns
+    assert numbers(columns["level"])[0] == pytest.approx(200, rel=0.01)
+    said = numbers(columns["profile_ratio"]) * 201 - 1
+    np.testing.assert_allclose(said, 200 * week[(84 + np.arange(HORIZON)) % 7], rtol=0.03)
+    strange = Plan.of([review(store_id="new", product_id="p", category="never sold", day=184)])
+    assert numbers(panel.rows(known, strange).columns["level"])[0] == 1
+
+
 def test_rows_are_of_what_was_known_before_the_review(lived: Lived) -> None:
     """Cut the log off where the review came: its rows stay as they are, but for what came of them."""
     b, library = lived.bench, lived.bench.system.many

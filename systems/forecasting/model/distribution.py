@@ -93,12 +93,6 @@ def pinball(z: Array, q: Array, levels: Levels) -> Array:
     return np.maximum(np.asarray(levels) * over, (np.asarray(levels) - 1) * over)
 
 
-def interval_score(z: Array, lower: Array, upper: Array, level: float) -> Array:
-    """Width and misses of an interval that is to hold a share `level` (Gneiting & Raftery 2007, JASA 102:359)."""
-    missed = np.maximum(lower - z, 0.0) + np.maximum(z - upper, 0.0)
-    return upper - lower + 2 / (1 - level) * missed
-
-
 @cache
 def _nodes(levels: tuple[float, ...]) -> tuple[Array, Array]:
     """What makes of q its values at the nodes of a quadrature, (L, nodes), and the nodes' weights: Gauss-Legendre

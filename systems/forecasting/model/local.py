@@ -16,7 +16,6 @@ from common.features.view import Array
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-INTERMITTENT: Final = 1.32  # days from one demand to the next, on average
 LEAST_SEASONS: Final = 3  # known, before a series may have a season of its own
 SEASONAL: Final = 1.645  # standard deviations of the autocorrelation: 90 % two-sided
 LEAST_ALPHA: Final = 0.01
@@ -46,11 +45,6 @@ def filled(y: Array, m: int) -> Array:
     values = np.where(np.isnan(values), _mean(part)[:, None], values)
     out[rows] = np.where(_leading(unknown[rows]), np.nan, values)
     return out
-
-
-def naive(y: Array, h: int) -> Array:
-    """The last known value."""
-    return np.repeat(_last(y)[:, None], h, axis=1)
 
 
 def seasonal_naive(y: Array, h: int, m: int) -> Array:
@@ -117,61 +111,6 @@ def _croston(y: list[float], alpha: float) -> float:
             interval += weight * (since - interval)
             since = 0.0
     return (1 - alpha / 2) * size / interval
-
-
-def tsb(y: Array, h: int, alpha: float = 0.1, beta: float = 0.05) -> Array:
-    """Mean demand per day as its probability (smoothed every known day by beta) times its size (by alpha).
-
-    Unlike Croston's it fades when nothing is sold any more (Teunter, Syntetos & Babai 2011, EJOR 214:606). The
-    probability begins with the share of known days with demand.
-    """
-    known = ~np.isnan(y)
-    chance = (y > 0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-    size = np.zeros(len(y))
-    for today in np.ascontiguousarray(y.T):
-        sold = today > 0
-        chance += np.where(np.isnan(today), 0.0, beta * (sold - chance))
-        size += np.where(sold, np.where(size == 0, 1.0, alpha) * (today - size), 0.0)
-    return np.repeat((chance * size)[:, None], h, axis=1)
-
-
-def is_intermittent(y: Array) -> Bools:
-    """Whether demand comes less often than every 1.32 known days (Syntetos, Boylan & Croston 2005, JORS 56:495)."""
-    return np.asarray((~np.isnan(y)).sum(axis=1) > INTERMITTENT * (y > 0).sum(axis=1))
-
-
-def profile(y: Array, groups: Ints, h: int, m: int) -> Array:
-    """For series too short to have a season: the mean of their own days, times the season of their group (n,).
-
-    A series weighs in its group's season by its days, whatever its size; its own mean allows for the phases that it
-    was seen in. A series without a known day takes the median of its group's means, in an empty group that of all.
-    """
-    phases = _phases(y, m)
-    days = (~np.isnan(phases)).sum(axis=1)  # (n, m)
-    sold = np.nansum(phases, axis=1)
-    mean = _mean(y)
-    counts = mean > 0
-    _, place = np.unique(groups, return_inverse=True)
-    some = np.zeros((place.max(initial=-1) + 1, m))
-    seen = some.copy()
-    np.add.at(some, place[counts], sold[counts] / mean[counts, None])
-    np.add.at(seen, place[counts], days[counts])
-    season = np.where(seen > 0, some / np.maximum(seen, 1), 1.0)
-    total = season.mean(axis=1, keepdims=True)
-    season = np.where(total > 0, season / np.where(total > 0, total, 1.0), 1.0)[place]  # (n, m)
-    due = (days * season).sum(axis=1)
-    own = np.where(days.any(axis=1), sold.sum(axis=1) / np.where(due > 0, due, 1.0), np.nan)
-    for group in np.unique(place[np.isnan(own)]):
-        inside = own[place == group]
-        some_own = inside[~np.isnan(inside)] if not np.isnan(inside).all() else own[~np.isnan(own)]
-        own[(place == group) & np.isnan(own)] = np.median(some_own) if some_own.size else 0.0
-    return own[:, None] * season[:, np.arange(h) % m]
-
-
-def level(y: Array, window: int) -> Array:
-    """Mean of what is known of the newest `window` days; where that is nothing, of all days; else 0."""
-    recent = _mean(y[:, -window:])
-    return np.nan_to_num(np.where(np.isnan(recent), _mean(y), recent))
 
 
 def scale(y: Array, m: int) -> Array:
