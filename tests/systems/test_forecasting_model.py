@@ -243,6 +243,7 @@ def test_forecasts_made_ahead_add_up(lived: Lived) -> None:
         found = table.find(key)
         assert found is not None
         assert (np.diff(found.quantiles, axis=1) >= 0).all()
+        assert (found.quantiles >= 0).all()
 
 
 def test_parts_of_any_size_are_forecast_alike(lived: Lived) -> None:
@@ -451,6 +452,13 @@ def test_trees_need_enough_days() -> None:
     few = np.ones(10)
     with pytest.raises(Exception, match="must have 500 days"):
         Trees.fit(CONFIG, few[:, None], few, few, ["a"], {})
+
+
+@pytest.mark.parametrize("kind", [Review, Actual])
+def test_a_day_that_no_calendar_has_is_refused_with_field_and_rule(kind: type[Any]) -> None:
+    said = next(e for e in EXAMPLES if isinstance(e, kind)).model_dump() | {"day": 10**9}
+    with pytest.raises(BadRecord, match="day: input should be less than 84006, got '1000000000'"):
+        kind.parse(json.dumps(said))
 
 
 def test_a_plan_of_a_later_day_has_the_promotions_that_are_left() -> None:

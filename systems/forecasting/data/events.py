@@ -9,7 +9,7 @@ from common.schema import Event, Record, Whole
 from common.system import Answer
 
 HORIZON: Final = 28  # days that are forecast, the day of the review the first of them
-LAST_DAY: Final = 2**40  # of a calendar that no clock reaches
+LAST_DAY: Final = 84_006  # 2200-01-01, in days since 1970-01-01: a later one is a mistake
 PRINTABLE: Final = r"^[^\x00-\x1f\x7f-\x9f]+$"  # no control characters
 MOST: Final = 1e12  # units, or EUR
 LEVELS: Final = (0.025, 0.1, 0.25, 0.5, 0.75, 0.9, 0.975)  # of the quantiles that are forecast

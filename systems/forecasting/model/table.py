@@ -20,6 +20,7 @@ Key = tuple[str, str, str]  # store, product, category; "": all of them
 QUANTILES: Final = tuple(f"q{level:g}" for level in LEVELS)
 LOOK_BACK: Final = 365  # days that the aggregates' models learn from
 MOST: Final = 2.0  # by which a forecast may be changed so that all add up, as a factor
+HALF: Final = 0.5  # what jittering adds to a count, in the mean
 NORMAL: Final = ndtri(np.array(LEVELS))  # quantiles
 
 
@@ -55,7 +56,8 @@ class Table:
         day = int(plan.day[0])
         series = np.array([panel.find(*key) for key in zip(plan.store_id, plan.product_id, strict=True)])
         hierarchy = aggregates.Hierarchy.of({"store": plan.store_id, "category": plan.category})
-        y = local.filled(panel.demand(series, plan.day, LOOK_BACK), panel.season)  # sums of what was wanted, too
+        days = min(LOOK_BACK, day - panel.first)  # before the first of all reports nothing was sold that is known
+        y = local.filled(panel.demand(series, plan.day, days), panel.season)  # sums of what was wanted, too
         sums = hierarchy.matrix() @ np.nan_to_num(y)
         ahead = aggregates.ets(sums, HORIZON, panel.season)
         back = aggregates.ets(sums[:, :-HORIZON], HORIZON, panel.season)  # one backtest tells how wrong they are
@@ -65,7 +67,8 @@ class Table:
         base = np.concatenate([ahead, bottom])
         weights = np.maximum(np.concatenate([errors, spread]), 1e-9)
         mean = aggregates.reconcile(base, hierarchy, weights)
-        factor = np.clip(mean[-n:] / np.maximum(bottom, 1e-9), 1 / MOST, MOST)
+        factor = np.clip(mean[-n:] / np.maximum(bottom, 1e-9), 1 / MOST, MOST)[:, :, None]
+        added = HALF * is_count  # by the jitter, which does not grow with the demand
         width = np.sqrt(errors)[:, None, None] * NORMAL
         of_sums = np.maximum(mean[:-n, :, None] + width, 0.0)
         keys = [_key(*name) for name in hierarchy.names]
@@ -73,7 +76,7 @@ class Table:
         keys = [*keys, *((s, p, "") for s, p in zip(plan.store_id, plan.product_id, strict=True))]
         return cls(
             day, {key: row for row, key in enumerate(keys)}, mean,
-            np.concatenate([of_sums, quantiles * factor[:, :, None]]),
+            np.concatenate([of_sums, np.maximum((quantiles - added) * factor + added, 0.0)]),
             np.concatenate([nothing, plan.price]), np.concatenate([nothing, plan.promoted]),
         )  # fmt: skip
 
