@@ -298,8 +298,8 @@ def test_a_promotion_or_a_lower_price_sells_more(lived: Lived) -> None:
 def test_what_if_and_stored_refuse_what_they_do_not_know(lived: Lived) -> None:
     with pytest.raises(NotFound, match="must have been sold"):
         serving.what_if(lived.model, serving.WhatIf(store_id="moon", product_id="x"))
-    with pytest.raises(BadRecord, match="prices: must be above 0"):
-        serving.what_if(lived.model, serving.WhatIf(store_id="store-01", product_id="product-001", prices=(0.0,)))
+    with pytest.raises(BadRecord, match="prices.0: input should be greater than 0, got '0.0'"):
+        serving.WhatIf.parse('{"store_id": "store-01", "product_id": "product-001", "prices": [0.0]}')
     with pytest.raises(NotFound, match="must be a store and a product of it"):
         serving.stored(lived.model, serving.Which(store_id="moon"))
     total = serving.stored(lived.model, serving.Which())

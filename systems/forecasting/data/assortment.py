@@ -85,8 +85,7 @@ class Assortment:
     usual: Array  # price before all changes, EUR
     price: Array  # (series, days) EUR
     promoted: Flags  # (series, days)
-    unit_cost: Array  # EUR; (series,), and so on
-    short_cost: Array
+    short_cost: Array  # EUR; (series,), and so on
     over_cost: Array
     order_cost: Array
     waste: Array
@@ -136,7 +135,6 @@ def assortment(config: Config, seed: int) -> Assortment:
         usual=usual[product],
         price=price.reshape(len(store), days),
         promoted=promoted.reshape(len(store), days),
-        unit_cost=unit_cost[product],
         short_cost=short_cost[product],
         over_cost=np.round((0.02 + waste) * unit_cost, 3)[product],
         order_cost=np.round(ordering * short_cost, 2)[product],

@@ -55,7 +55,6 @@ class Review(Event):
     on_hand: float = Field(default=0.0, ge=0, le=MOST)  # units on the shelf
     on_order: float = Field(default=0.0, ge=0, le=MOST)  # units that were ordered before and have not come yet
     lead_time: Whole = Field(default=1, ge=1, le=HORIZON - 1)  # days from an order to the morning on which it comes
-    unit_cost: float = Field(default=0.6, gt=0, le=MOST)  # EUR, what the store pays
     short_cost: float = Field(default=0.6, gt=0, le=MOST)  # EUR per unit that was wanted and not there
     over_cost: float = Field(default=0.1, gt=0, le=MOST)  # EUR per unit left over: waste, space, capital
     order_cost: float = Field(default=0.0, ge=0, le=MOST)  # EUR per order, whatever its size

@@ -193,7 +193,7 @@ class RetailWorld:
         columns: list[NDArray[Any]] = [of.product[series], of.category[series], of.lead_time[series]]
         columns += [prices, _needed(prices != prices[:, -1:]) + 1, promoted, _needed(promoted)]
         columns += [shelves.on_hand[series], shelves.on_order[series]]
-        columns += [terms[series] for terms in (of.unit_cost, of.short_cost, of.over_cost, of.order_cost)]
+        columns += [terms[series] for terms in (of.short_cost, of.over_cost, of.order_cost)]
         store_id = self._stores[store]
         for product, category, lead, price, prices_to, promo, promo_to, on_hand, on_order, *costs in zip(
             *(c.tolist() for c in columns), strict=True
@@ -210,10 +210,9 @@ class RetailWorld:
                 on_hand=float(on_hand),
                 on_order=float(on_order),
                 lead_time=lead,
-                unit_cost=costs[0],
-                short_cost=costs[1],
-                over_cost=costs[2],
-                order_cost=costs[3],
+                short_cost=costs[0],
+                over_cost=costs[1],
+                order_cost=costs[2],
             )
 
     def _on_sale(self, store: int, t: int) -> Ints:

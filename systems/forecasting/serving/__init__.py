@@ -6,13 +6,13 @@ from typing import Final
 import numpy as np
 from pydantic import Field
 
-from common.errors import BadRecord, NotFound
+from common.errors import NotFound
 from common.features.view import Array
 from common.schema import Record
 from common.system import Intake, Lookup, Losses, Route
 from systems.forecasting.config import Config
 from systems.forecasting.data import EDGES, HORIZON, LEVELS, Actual, Forecast, Order, RetailWorld, Review
-from systems.forecasting.data.events import MOST, PRINTABLE
+from systems.forecasting.data.events import PRINTABLE, Price
 from systems.forecasting.model import Forecaster, Predicted, distribution, forecaster, ordering, panel
 from systems.forecasting.model.panel import Plan
 
@@ -113,7 +113,7 @@ class WhatIf(Record):
 
     store_id: str = Field(min_length=1, max_length=60, pattern=PRINTABLE)
     product_id: str = Field(min_length=1, max_length=60, pattern=PRINTABLE)
-    prices: tuple[float, ...] = Field(default=(), max_length=HORIZON)  # EUR; the last one stays
+    prices: tuple[Price, ...] = Field(default=(), max_length=HORIZON)  # EUR; the last one stays
     promoted: tuple[bool, ...] = Field(default=(), max_length=HORIZON)
 
 
@@ -155,8 +155,6 @@ def what_if(model: Forecaster, asked: WhatIf) -> Compared:
 
 
 def _compared(model: Forecaster, asked: WhatIf) -> Compared:
-    if not all(0 < price <= MOST for price in asked.prices):
-        raise BadRecord(f"prices: must be above 0 and at most {MOST:g} EUR")
     history = model.panel
     series = history.find(asked.store_id, asked.product_id)
     if series < 0:
